@@ -1,0 +1,379 @@
+"""Who somebody is: signing in, sessions and devices, the check of every access token, profiles and finding people.
+
+A proven phone number (`verification`) opens an account and a device in one change. Each sign-in on a device starts a
+session; access tokens and refresh tokens belong to one session and die with it, and its sockets hear of that end by a
+notice. A refresh token is used once: seeing it again means that two hold it, so the session ends for both. Who does not
+hold the right code never learns whether a number is known. It knows nothing of HTTP, sockets or conversations.
+"""
+
+import re
+import secrets
+import unicodedata
+from base64 import urlsafe_b64decode
+from dataclasses import dataclass
+from typing import Final
+
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from config import limits
+from config.settings import Settings
+from gearlink import admission, journal, protocol
+from gearlink.calls import DiscoverForm, Discovery, ProfileForm, RefreshForm, SignedIn, TokenPair, VerifyConfirm
+from gearlink.clock import Clock, Milliseconds, new_id, rfc3339
+from gearlink.errors import (
+    INVALID_REFRESH_TOKEN,
+    INVALID_REQUEST,
+    NOT_AUTHENTICATED,
+    NOT_FOUND,
+    USERNAME_TAKEN,
+    WRONG_CODE,
+    Refusal,
+)
+from gearlink.protocol import Page, User
+from gearlink.throttle import Throttle
+from gearlink.tokens import Tokens
+from gearlink.verification import Verification, parse_phone_number, phone_hash
+from storage.records import Account, Device, Invite, PhoneNumber, RefreshToken, Username
+from storage.store import Store, Transaction
+
+_DAY: Final = 86_400_000
+_SEEN_EVERY: Final = 300_000  # "last seen" is not written more often than this
+_REFRESH_PREFIX: Final = "glr_"  # by which people and secret scanners recognise one that leaked
+_ID: Final = re.compile(protocol.UUID_PATTERN)
+_RESERVED: Final = frozenset(  # names that would speak for the house, or that programs mistake for something else
+    {"abuse", "admin", "administrator", "all", "everyone", "gearlink", "help", "here", "info", "me", "moderator"}
+    | {"noreply", "null", "official", "operator", "owner", "postmaster", "root", "security", "server", "staff"}
+    | {"support", "system", "undefined", "unknown"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Somebody who is signed in. `expires_at` is when the access token that says so runs out."""
+
+    user_id: str
+    device_id: str
+    session_id: str
+    expires_at: Milliseconds
+    is_admin: bool
+
+
+class Accounts:
+    """The rules of accounts, sessions and profiles. Calls without an `Actor` are for operators or for signing in."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        settings: Settings,
+        metrics: journal.Metrics,
+        tokens: Tokens,
+        verification: Verification,
+    ) -> None:
+        self._store, self._clock, self._metrics = store, clock, metrics
+        self._tokens, self._verification = tokens, verification
+        self._refresh_ttl = settings.auth.refresh_token_days * _DAY
+        self._log = journal.logger("audit")
+        self.reload(settings)
+
+    def reload(self, settings: Settings) -> None:
+        """Takes over what a reload may change; who was over a limit starts anew."""
+        self._registration = settings.auth.registration
+        per_hour = settings.limits.discoveries_per_hour
+        self._discoveries = Throttle("discoveries", per_hour / 3600, per_hour)
+
+    # --- signing in and out -------------------------------------------------------------------------------------------
+
+    async def confirm(self, form: VerifyConfirm, address: str) -> SignedIn:
+        """Signs in whoever has the right code, and makes the account if the number is new and may have one.
+
+        Raises Refusal: `wrong-code`, and only to holders of the right code `registration-closed`, `invite-required`,
+        `not-found` for a device id that is not theirs (whether it is somebody else's is not told), `too-many-devices`;
+        these leave the code usable, for another attempt. `rate-limited` by `address`.
+        """
+        self._verification.check_address(address)
+        name = _plain_text(form.device.name, "device.name")
+        await self._tokens.ready()
+        now, session_id, refresh_token = self._clock.now(), new_id(), _fresh_refresh_token()
+
+        async def change(tx: Transaction) -> tuple[Account, Device, bool] | None:
+            number = await self._verification.prove(tx, form.verification_id, form.code)
+            if number is None:
+                return None  # not raised: the try that it took has to be written
+            account, is_new = await admission.admit(tx, number, self._registration, form.invite_code or "", now)
+            named = replace(form.device, name=name)
+            device = await admission.open_session(tx, account, named, session_id, now, self._refresh_ttl)
+            admission.put_refresh_token(tx, refresh_token, device, now, self._refresh_ttl)
+            return account, device, is_new
+
+        entered = await self._store.write(change)
+        if entered is None:
+            raise Refusal(WRONG_CODE)
+        account, device, is_new = entered
+        if is_new:
+            self._audit("account-created", user_id=account.user_id, is_admin=account.is_admin)
+        return SignedIn(
+            access_token=self._tokens.issue(account.user_id, device.device_id, session_id),
+            refresh_token=refresh_token,
+            expires_in_seconds=self._tokens.ttl_seconds,
+            user=_own_user(account),
+            device=_device(device, device.device_id),
+            is_new_user=is_new,
+        )
+
+    async def refresh(self, form: RefreshForm) -> TokenPair:
+        """A new pair for a refresh token, which dies. One that was used before ends its session, on all its holders.
+
+        Raises Refusal `invalid-refresh-token`.
+        """
+        await self._tokens.ready()
+        now, fresh = self._clock.now(), _fresh_refresh_token()
+
+        async def change(tx: Transaction) -> Device | RefreshToken | None:
+            return await admission.rotate_refresh_token(tx, form.refresh_token, fresh, now, self._refresh_ttl)
+
+        found = await self._store.write(change)
+        if isinstance(found, RefreshToken):
+            self._audit("refresh-token-reuse", level="warning", user_id=found.user_id, device_id=found.device_id)
+        if not isinstance(found, Device):
+            raise Refusal(INVALID_REFRESH_TOKEN)
+        access_token = self._tokens.issue(found.user_id, found.device_id, found.session_id)
+        return TokenPair(access_token=access_token, refresh_token=fresh, expires_in_seconds=self._tokens.ttl_seconds)
+
+    async def authenticate(self, access_token: str) -> Actor:
+        """Who holds this token. Raises Refusal `not-authenticated`, also when its session or device is gone."""
+        claims = self._tokens.verify(access_token)
+        device = await self._store.get(Device, claims.user_id, claims.device_id)
+        if device is None or device.session_id != claims.session_id:
+            raise Refusal(NOT_AUTHENTICATED)
+        return Actor(claims.user_id, claims.device_id, claims.session_id, claims.expires_at, device.is_admin)
+
+    async def seen(self, actor: Actor) -> None:
+        """Notes that the device is there, every few minutes at most: for a socket's beginning and end."""
+        now = self._clock.now()
+
+        async def change(tx: Transaction) -> None:
+            device = await tx.get(Device, actor.user_id, actor.device_id)
+            if device is not None:
+                tx.put(replace(device, last_seen_at=max(now, device.last_seen_at)))
+
+        device = await self._store.get(Device, actor.user_id, actor.device_id)
+        if device is not None and device.last_seen_at + _SEEN_EVERY <= now:
+            await self._store.write(change)
+
+    async def logout(self, actor: Actor) -> None:
+        """Ends the session: its tokens and sockets. The device stays, signed out."""
+
+        async def change(tx: Transaction) -> None:
+            device = await tx.get(Device, actor.user_id, actor.device_id)
+            if device is not None and device.session_id == actor.session_id:
+                admission.end_session(tx, device)
+
+        await self._store.write(change)
+
+    async def devices(self, actor: Actor) -> Page[protocol.Device]:
+        """The caller's devices, oldest first, all on one page."""
+        devices = await self._store.scan(Device, actor.user_id, limit=limits.DEVICES_PER_USER_MAX)
+        return Page(items=[_device(device, actor.device_id) for device in devices])
+
+    async def remove_device(self, actor: Actor, device_id: str) -> None:
+        """Forgets a device of the caller and ends its session. Raises Refusal `not-found`, also if it is not theirs."""
+        _require_id(device_id)
+
+        async def change(tx: Transaction) -> None:
+            device = await tx.get(Device, actor.user_id, device_id)
+            if device is None:
+                raise Refusal(NOT_FOUND)
+            admission.remove_device(tx, device)
+
+        await self._store.write(change)
+        self._audit("device-removed", user_id=actor.user_id, device_id=device_id)
+
+    # --- profiles and finding people ----------------------------------------------------------------------------------
+
+    async def me(self, actor: Actor) -> User:
+        """The caller's own profile, with what nobody else sees."""
+        account = await self._store.get(Account, actor.user_id)
+        if account is None:
+            raise Refusal(NOT_AUTHENTICATED)
+        return _own_user(account)
+
+    async def change_profile(self, actor: Actor, form: ProfileForm) -> User:
+        """Changes what is in `form`. Raises Refusal: `username-taken` (also for reserved names), `invalid-request`."""
+        changes: dict[str, str] = {}
+        if form.display_name is not UNSET:
+            changes["display_name"] = _plain_text(form.display_name, "displayName")
+        if form.bio is not UNSET:
+            changes["bio"] = _plain_text(form.bio, "bio", also="\n\t", may_be_empty=True)
+        if form.username is not UNSET:
+            changes["username"] = form.username or ""
+        now = self._clock.now()
+
+        async def change(tx: Transaction) -> Account:
+            account = await tx.get(Account, actor.user_id)
+            if account is None:
+                raise Refusal(NOT_AUTHENTICATED)
+            await _rename(tx, account, changes.get("username", account.username))
+            account = replace(account, updated_at=now, **changes)
+            tx.put(account)
+            return account
+
+        return _own_user(await self._store.write(change))
+
+    async def user(self, actor: Actor, user_id: str) -> User:
+        """Somebody's profile as `actor` may see it. Raises Refusal `not-found`."""
+        _require_id(user_id)
+        account = await self._store.get(Account, user_id)
+        if account is None:
+            raise Refusal(NOT_FOUND)
+        return _user(account)
+
+    async def by_username(self, actor: Actor, name: str) -> Page[User]:
+        """The user of this name, in any case: a page of one or none."""
+        found = await self._store.get(Username, name.lower())
+        account = await self._store.get(Account, found.user_id) if found is not None else None
+        return Page(items=[_user(account)] if account is not None else [])
+
+    async def discover(self, actor: Actor, form: DiscoverForm) -> Page[Discovery]:
+        """Who has the numbers of these hashes; a hash that nobody has is not in the answer. The caller's own number is
+        answered like any other.
+
+        Raises Refusal `rate-limited`: each hash counts, known or not; `invalid-request` for more than ever pass.
+        """
+        hashes = list(dict.fromkeys(form.hashes))
+        if self._discoveries.rate and len(hashes) > self._discoveries.burst:
+            message = f"at most {int(self._discoveries.burst)} in an hour"
+            raise Refusal(INVALID_REQUEST, errors=[{"path": "hashes", "message": message}])
+        self._discoveries.check(actor.user_id, len(hashes))
+        found = []
+        for text in hashes:
+            known = await self._store.get(PhoneNumber, urlsafe_b64decode(text + "="))
+            account = await self._store.get(Account, known.user_id) if known is not None else None
+            if account is not None:
+                found.append(Discovery(hash=text, user=_user(account)))
+        return Page(items=found)
+
+    # --- operators ----------------------------------------------------------------------------------------------------
+
+    async def create_invite(self, created_by: str = "", days: float = 7) -> str:
+        """A code that lets one newcomer in within `days`. It is told here and never again."""
+        code, now = admission.fresh_invite_code(), self._clock.now()
+        invite = Invite(admission.invite_hash(code), now, now + int(days * _DAY), created_by)
+
+        async def change(tx: Transaction) -> None:
+            tx.put(invite)
+
+        await self._store.write(change)
+        self._audit("invite-created", created_by=created_by)
+        return code
+
+    async def promote(self, who: str) -> User:
+        """Makes the account with this number (`+…`) or username an admin. Raises Refusal `not-found`."""
+        return await self._set_admin(who, True)
+
+    async def demote(self, who: str) -> User:
+        """The opposite of `promote`."""
+        return await self._set_admin(who, False)
+
+    async def list_users(self, limit: int, cursor: str | None = None) -> Page[User]:
+        """All accounts, oldest first, with their numbers. Raises Refusal `invalid-request` for a foreign cursor."""
+        if cursor is not None and not _is_id(cursor):
+            raise Refusal(INVALID_REQUEST, errors=[{"path": "cursor", "message": "not a cursor of this list"}])
+        accounts = await self._store.scan(Account, after=cursor, limit=limit + 1)
+        more = accounts[limit - 1].user_id if len(accounts) > limit else None
+        return Page(items=[_own_user(account) for account in accounts[:limit]], next=more)
+
+    async def _set_admin(self, who: str, is_admin: bool) -> User:
+        number = parse_phone_number(who) if who.startswith("+") else ""
+
+        async def change(tx: Transaction) -> Account:
+            found: PhoneNumber | Username | None
+            if number:
+                found = await tx.get(PhoneNumber, phone_hash(number))
+            else:
+                found = await tx.get(Username, who.lower())
+            account = await tx.get(Account, found.user_id) if found is not None else None
+            if account is None:
+                raise Refusal(NOT_FOUND, "There is no account with this number or username")
+            account = replace(account, is_admin=is_admin)
+            tx.put(account)
+            for device in await tx.scan(Device, account.user_id, limit=limits.DEVICES_PER_USER_MAX):
+                tx.put(replace(device, is_admin=is_admin))
+            return account
+
+        account = await self._store.write(change)
+        self._audit("admin-granted" if is_admin else "admin-revoked", user_id=account.user_id)
+        return _own_user(account)
+
+    def _audit(self, event: str, *, level: str = "info", **fields: str | bool) -> None:
+        self._metrics.audit_events.labels(event).inc()
+        getattr(self._log, level)(event, **fields)
+
+
+# --- what is stored, as it is told -----------------------------------------------------------------------------------
+
+
+def _user(account: Account) -> User:
+    return User(
+        id=account.user_id,
+        username=account.username or None,
+        display_name=account.display_name,
+        bio=account.bio,
+        created_at=rfc3339(account.created_at),
+    )
+
+
+def _own_user(account: Account) -> User:
+    return replace(_user(account), phone_number=account.phone_number, is_admin=account.is_admin)
+
+
+def _device(device: Device, current_id: str) -> protocol.Device:
+    return protocol.Device(
+        id=device.device_id,
+        name=device.name,
+        type=device.type,
+        created_at=rfc3339(device.created_at),
+        last_seen_at=rfc3339(device.last_seen_at),
+        current=device.device_id == current_id,
+        signed_in=bool(device.session_id),
+    )
+
+
+# --- what comes in ---------------------------------------------------------------------------------------------------
+
+
+async def _rename(tx: Transaction, account: Account, username: str) -> None:
+    """Takes `username` for the account and gives the old one free. Raises Refusal `username-taken`."""
+    if username == account.username:
+        return
+    if username:
+        if username in _RESERVED or await tx.get(Username, username) is not None:
+            raise Refusal(USERNAME_TAKEN)
+        tx.put(Username(username, account.user_id))
+    if account.username:
+        tx.delete(Username, account.username)
+
+
+def _plain_text(text: str, path: str, *, also: str = "", may_be_empty: bool = False) -> str:
+    """`text` without blanks around it. Raises Refusal `invalid-request` for control characters, which could play tricks
+    on somebody's terminal, except those in `also`; and if nothing is left."""
+    text = text.strip()
+    if any(unicodedata.category(letter) == "Cc" and letter not in also for letter in text):
+        raise Refusal(INVALID_REQUEST, errors=[{"path": path, "message": "control characters are not allowed"}])
+    if not text and not may_be_empty:
+        raise Refusal(INVALID_REQUEST, errors=[{"path": path, "message": "must not be blank"}])
+    return text
+
+
+def _is_id(text: str) -> bool:
+    return _ID.fullmatch(text) is not None
+
+
+def _require_id(text: str) -> None:
+    if not _is_id(text):
+        raise Refusal(NOT_FOUND)
+
+
+def _fresh_refresh_token() -> str:
+    return _REFRESH_PREFIX + secrets.token_urlsafe(32)

@@ -1,0 +1,170 @@
+"""The steps by which somebody gets in and out, inside a change of the store: accounts, invites, devices, sessions.
+
+Every function is given the transaction and the time, and either does its step whole or raises a Refusal, so that
+nothing of the change is written. Who calls `admit` has made sure that the number is theirs. What a token looks like,
+who may call, and what is told to the outside is not known here.
+"""
+
+import hashlib
+import secrets
+from typing import Final
+
+from msgspec.structs import replace
+
+from config import limits
+from config.settings import Registration
+from gearlink.calls import DeviceForm
+from gearlink.clock import Milliseconds, new_id
+from gearlink.errors import INVITE_REQUIRED, NOT_FOUND, REGISTRATION_CLOSED, TOO_MANY_DEVICES, Refusal
+from gearlink.verification import phone_hash
+from storage.records import (
+    Account,
+    Device,
+    DeviceAdded,
+    DeviceRemoved,
+    Invite,
+    PhoneNumber,
+    RefreshToken,
+    SessionEnded,
+)
+from storage.store import Transaction
+
+# Crockford's base 32: no letter looks like another one. 20 of them are 100 bits.
+_INVITE_ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_INVITE_LOOKALIKES: Final = str.maketrans("OIL", "011", "- ")
+
+
+# --- accounts and invites --------------------------------------------------------------------------------------------
+
+
+async def admit(
+    tx: Transaction, number: str, registration: Registration, invite_code: str, now: Milliseconds
+) -> tuple[Account, bool]:
+    """The account of a number that was proven, and whether it is new. The first one of a server is its admin.
+
+    Raises Refusal `registration-closed` or `invite-required` if a newcomer may not have one.
+    """
+    known = await tx.get(PhoneNumber, phone_hash(number))
+    if known is not None:
+        account = await tx.get(Account, known.user_id)
+        assert account is not None
+        return account, False
+    user_id = new_id()
+    if registration == "closed":
+        raise Refusal(REGISTRATION_CLOSED)
+    if registration == "invite":
+        await _use_invite(tx, invite_code, user_id, now)
+    is_first = not await tx.scan(Account, limit=1)
+    account = Account(user_id, number, created_at=now, updated_at=now, is_admin=is_first)
+    tx.put(account)
+    tx.put(PhoneNumber(phone_hash(number), user_id))
+    return account, True
+
+
+def fresh_invite_code() -> str:
+    """Four groups of five, made to be read out; nobody guesses one."""
+    letters = [secrets.choice(_INVITE_ALPHABET) for _ in range(20)]
+    return "-".join("".join(letters[at : at + 5]) for at in range(0, 20, 5))
+
+
+def invite_hash(code: str) -> bytes:
+    """The key of the `Invite` record: of the code as it was meant, whatever its case, dashes and lookalike letters."""
+    return hashlib.sha256(code.upper().translate(_INVITE_LOOKALIKES).encode()).digest()
+
+
+async def _use_invite(tx: Transaction, code: str, user_id: str, now: Milliseconds) -> None:
+    invite = await tx.get(Invite, invite_hash(code)) if code else None
+    if invite is None or invite.used_by or invite.expires_at <= now:
+        detail = "This invite code is unknown, used or expired" if code else ""
+        raise Refusal(INVITE_REQUIRED, detail)
+    tx.put(replace(invite, used_by=user_id))
+
+
+# --- devices and sessions --------------------------------------------------------------------------------------------
+
+
+async def open_session(
+    tx: Transaction, account: Account, form: DeviceForm, session_id: str, now: Milliseconds, refresh_ttl: Milliseconds
+) -> Device:
+    """A new device, or one of `account`'s, with a session that starts now; its older session ends.
+
+    Raises Refusal: `not-found` for a device id that is not theirs, the same whether it is somebody else's or nobody's;
+    `too-many-devices`.
+    """
+    user_id = account.user_id
+    if form.device_id is None:
+        await _make_room(tx, user_id, now, refresh_ttl)
+        device_id, created_at = new_id(), now
+        tx.announce(DeviceAdded(user_id, device_id))
+    else:
+        known = await tx.get(Device, user_id, form.device_id)
+        if known is None:
+            raise Refusal(NOT_FOUND, "You have no device with this id; leave deviceId out to add one")
+        device_id, created_at = known.device_id, known.created_at
+        tx.announce(SessionEnded(user_id, device_id, live_session_id=session_id))
+    device = Device(user_id, device_id, form.name, form.type, created_at, now, session_id, account.is_admin)
+    tx.put(device)
+    return device
+
+
+async def _make_room(tx: Transaction, user_id: str, now: Milliseconds, refresh_ttl: Milliseconds) -> None:
+    """At the limit, the device that was away longest gives way if it is signed out, or was away for so long that it
+    cannot renew its session: else lost phones and forgotten browsers would lock their owner out for good."""
+    devices = await tx.scan(Device, user_id, limit=limits.DEVICES_PER_USER_MAX)
+    if len(devices) < limits.DEVICES_PER_USER_MAX:
+        return
+    dead = [device for device in devices if not device.session_id or device.last_seen_at + refresh_ttl <= now]
+    if not dead:
+        raise Refusal(TOO_MANY_DEVICES)
+    remove_device(tx, min(dead, key=lambda device: device.last_seen_at))
+
+
+def remove_device(tx: Transaction, device: Device) -> None:
+    """Forgets the device and ends its session."""
+    tx.delete(Device, device.user_id, device.device_id)
+    tx.announce(SessionEnded(device.user_id, device.device_id))
+    tx.announce(DeviceRemoved(device.user_id, device.device_id))
+
+
+def end_session(tx: Transaction, device: Device) -> None:
+    """Signs the device out: its tokens are dead, its sockets close."""
+    tx.put(replace(device, session_id=""))
+    tx.announce(SessionEnded(device.user_id, device.device_id))
+
+
+def put_refresh_token(
+    tx: Transaction, token: str, device: Device, now: Milliseconds, refresh_ttl: Milliseconds
+) -> None:
+    """Stores a fresh refresh token of the device's session, hashed."""
+    tx.put(RefreshToken(_hash(token), device.user_id, device.device_id, device.session_id, now + refresh_ttl))
+
+
+async def rotate_refresh_token(
+    tx: Transaction, old: str, fresh: str, now: Milliseconds, refresh_ttl: Milliseconds
+) -> Device | RefreshToken | None:
+    """Uses up `old` and puts `fresh` in its place: the device whose session goes on.
+
+    The `RefreshToken` itself if it was used before; its session is then ended, if that is still the device's. None if
+    it is unknown, expired, or of a session that ended. Nothing is raised: what happened has to be written.
+    """
+    shown = await tx.get(RefreshToken, _hash(old))
+    if shown is None or shown.expires_at <= now:
+        return None
+    device = await tx.get(Device, shown.user_id, shown.device_id)
+    if device is not None and device.session_id != shown.session_id:
+        device = None  # it is signed out, or lives in another session, which a token of this one cannot touch
+    if shown.used:
+        if device is not None:
+            end_session(tx, device)
+        return shown
+    if device is None:
+        return None
+    device = replace(device, last_seen_at=now)
+    tx.put(device)
+    tx.put(replace(shown, used=True))
+    put_refresh_token(tx, fresh, device, now, refresh_ttl)
+    return device
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()

@@ -1,0 +1,314 @@
+"""The house: builds it from the settings, nests its lifetimes, and takes it down in order.
+
+Lifetime is indentation. The store is opened first and closed last; inside it live the tasks backstage; inside those the
+sessions; the doors are opened when everything stands. The end goes the other way: the doors shut, guests are told and get
+`drain_seconds`, backstage stops, the store makes durable what waits and closes. This module and `gearlink.cli` are the
+only ones that name an implementation.
+"""
+
+import ssl
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+from trio_websocket import WebSocketConnection
+
+from config.forms import split_address
+from config.load import SettingsError, reload_difference
+from config.settings import Settings, value_of, with_values
+from gearlink import control, journal, upkeep, ws_session
+from gearlink.accounts import Accounts
+from gearlink.broker import Broker
+from gearlink.clock import Clock, new_id
+from gearlink.conversations import Conversations
+from gearlink.errors import ExitStatus, Fatal
+from gearlink.http_api import app as http_app
+from gearlink.http_api.table import Domain
+from gearlink.hub import Hub
+from gearlink.journal import Metrics, correlation_id, logger
+from gearlink.listen import GuestStream, ListenConfig, Listener, Peer, open_tcp_listeners, tls_context
+from gearlink.messages import Messages
+from gearlink.receipts import Receipts
+from gearlink.sms import Provider
+from gearlink.throttle import Throttle
+from gearlink.tokens import Tokens
+from gearlink.verification import Verification
+from storage.embedded import EmbeddedStore, open_store
+from storage.store import StoreBroken, StoreDenied, StoreError, StoreForeign, StoreFull, StoreLocked
+
+_log = logger("app")
+_STATUS = {
+    StoreLocked: ExitStatus.DATA_LOCKED,
+    StoreForeign: ExitStatus.DATA_FOREIGN,
+    StoreDenied: ExitStatus.NO_RIGHTS,
+    StoreFull: ExitStatus.DISK_FULL,
+    StoreBroken: ExitStatus.STORAGE_FAILED,
+}
+_ANSWERS_SECONDS_MAX = 5.0  # how long a drain waits for the disk to answer what was accepted
+
+
+@dataclass(slots=True)
+class House:
+    """A server that runs. `closing` ends it in order; `url` is where it listens."""
+
+    settings: Settings
+    store: EmbeddedStore
+    clock: Clock
+    metrics: Metrics
+    tokens: Tokens
+    verification: Verification
+    accounts: Accounts
+    conversations: Conversations
+    messages: Messages
+    send_throttle: Throttle
+    receipts: Receipts
+    broker: Broker
+    hub: Hub
+    closing: trio.Event
+    tls: ssl.SSLContext | None = None
+    http: http_app.App | None = None
+    is_ready: bool = False
+    url: str = ""
+
+    def reload(self, fresh: Settings) -> list[str]:
+        """Takes over the settings that may change while the server runs; returns the keys that wait for a restart.
+
+        Raises Fatal, and changes nothing, if a new certificate cannot be used.
+        """
+        now, later = reload_difference(self.settings, fresh)
+        settings = with_values(self.settings, {key: value_of(fresh, key) for key in now})
+        self.tls = _tls(settings)
+        self.settings = settings
+        self.verification.reload(settings)
+        self.accounts.reload(settings)
+        if self.http is not None:
+            self.http.reload(settings)
+        _set_rate(self.send_throttle, settings)
+        self.hub.connections_per_user = settings.limits.connections_per_user
+        journal.set_level(settings.logging.level)
+        return list(later)
+
+
+def _set_rate(throttle: Throttle, settings: Settings) -> None:
+    rate, burst = settings.limits.messages_per_second, settings.limits.messages_burst
+    throttle.rate, throttle.burst = (rate if burst else 0.0), max(float(burst), float(rate), 1.0)
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    server = settings.server
+    if not server.tls_certificate:
+        return None
+    try:
+        return tls_context(server.tls_certificate, server.tls_key)
+    except OSError as trouble:
+        reason = trouble.strerror or "not a certificate and key that belong together"
+        raise Fatal(
+            ExitStatus.TLS, f"TLS cannot start: {server.tls_certificate}, {server.tls_key}: {reason}"
+        ) from trouble
+
+
+def fatal_of(trouble: StoreError) -> Fatal:
+    """The line and exit status for a store that cannot be used."""
+    return Fatal(_STATUS.get(type(trouble), ExitStatus.STORAGE_FAILED), trouble.line)
+
+
+def furnish(settings: Settings, store: EmbeddedStore, clock: Clock, metrics: Metrics, sms: Provider | None) -> House:
+    """Everything but the doors, wired together. Nothing runs yet."""
+    tokens = Tokens(store, clock, settings)
+    verification = Verification(store, clock, settings, metrics, sms)
+    send_throttle = Throttle("messages", 0, 1)
+    _set_rate(send_throttle, settings)
+    messages = Messages(store, clock, send_throttle)
+    broker = Broker()
+    hub = Hub(
+        clock,
+        metrics,
+        heartbeat_seconds=settings.websocket.heartbeat_seconds,
+        connections_per_user=settings.limits.connections_per_user,
+    )
+    broker.subscribe(hub.hear)
+    store.listen(broker.publish)
+    return House(
+        settings=settings,
+        store=store,
+        clock=clock,
+        metrics=metrics,
+        tokens=tokens,
+        verification=verification,
+        accounts=Accounts(store, clock, settings, metrics, tokens, verification),
+        conversations=Conversations(store, clock, members_max=settings.limits.group_members_max),
+        messages=messages,
+        send_throttle=send_throttle,
+        receipts=Receipts(store, clock, messages),
+        broker=broker,
+        hub=hub,
+        closing=trio.Event(),
+        tls=_tls(settings),
+    )
+
+
+async def serve(
+    settings: Settings,
+    *,
+    clock: Clock | None = None,
+    sms: Provider | None = None,
+    task_status: trio.TaskStatus[House] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """The whole life of a server. Started with its `House` once it can be used; ends after `House.closing` is set.
+
+    Raises Fatal, with the exit status and one line, if the environment does not let it start or go on.
+    """
+    clock, metrics = clock or Clock(), Metrics()
+    async with AsyncExitStack() as cellar:
+        try:
+            store = await cellar.enter_async_context(
+                open_store(
+                    Path(settings.storage.data),
+                    now=clock.now(),
+                    fresh_id=new_id(),
+                    free_bytes_min=settings.storage.free_space_min_mib << 20,
+                    observe=lambda operation, seconds: metrics.db_duration.labels(operation).observe(seconds),
+                    report=lambda trouble: _log.error("storage.trouble", trouble=trouble),
+                )
+            )
+        except StoreError as trouble:
+            raise fatal_of(trouble) from trouble
+        house = furnish(settings, store, clock, metrics, sms)
+        listeners = await open_tcp_listeners(settings.server.listen)
+        async with trio.open_nursery() as backstage:
+            await house.tokens.ready()
+            await backstage.start(house.verification.run)
+            await backstage.start(house.receipts.run)
+            await backstage.start(house.hub.sweep)
+            await backstage.start(upkeep.run, store, clock, house.tokens)
+            await backstage.start(
+                control.serve, Path(settings.storage.data), control.Operator(house.accounts, house.tokens)
+            )
+            async with trio.open_nursery() as sessions:
+                listener = _doors(house)
+                await sessions.start(listener.serve, listeners)
+                house.url = _url(settings, listeners[0].socket.getsockname()[1])
+                house.is_ready = True
+                task_status.started(house)
+                await _wait_for_the_end(house)
+                await _drain(house, listener)
+            backstage.cancel_scope.cancel(reason="the doors are shut and the guests have left")
+        if store.failed.is_set():
+            raise Fatal(
+                ExitStatus.STORAGE_FAILED, "a write to the disk failed: see the log, check the disk, start again"
+            )
+
+
+def _doors(house: House) -> Listener:
+    settings = house.settings
+    doorway = ws_session.Doorway(
+        store=house.store,
+        accounts=house.accounts,
+        messages=house.messages,
+        receipts=house.receipts,
+        hub=house.hub,
+        broker=house.broker,
+        clock=house.clock,
+        metrics=house.metrics,
+        outbox_bytes_max=settings.limits.outbox_kib * 1024,
+    )
+
+    async def on_websocket(
+        websocket: WebSocketConnection, stream: GuestStream, _peer: Peer, sent_id: str | None
+    ) -> None:
+        correlation_id.set(sent_id or new_id())
+        await ws_session.host(websocket, stream, doorway)
+
+    def on_crash(crash: BaseException) -> None:
+        house.metrics.connection_crashes.inc()
+        _log.error("connection.crash", trouble=crash)
+
+    domain = Domain(house.accounts, house.verification, house.conversations, house.messages, house.receipts)
+    house.http = http_app.build(domain, settings, house.metrics, ready=lambda: house.is_ready, jwks=house.tokens.jwks)
+    return Listener(
+        house.http,
+        on_websocket,
+        ListenConfig(
+            connections_max=settings.limits.connections_max,
+            pending_connections_per_address=settings.limits.pending_connections_per_address,
+            trusted_proxies=settings.server.trusted_proxies,
+            frame_bytes_max=settings.limits.frame_kib * 1024,
+        ),
+        tls=lambda: house.tls,
+        on_crash=on_crash,
+    )
+
+
+def _url(settings: Settings, port: int) -> str:
+    host, _port = split_address(settings.server.listen)
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'https' if settings.server.tls_certificate else 'http'}://{shown}:{port}"
+
+
+async def _wait_for_the_end(house: House) -> None:
+    """Until somebody asks for it, or the store takes no more writes."""
+    async with trio.open_nursery() as nursery:
+
+        async def watch(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel(reason="the server ends")
+
+        nursery.start_soon(watch, house.closing)
+        nursery.start_soon(watch, house.store.failed)
+
+
+async def _drain(house: House, listener: Listener) -> None:
+    """Doors shut, guests told and answered; who has not left after `drain_seconds` is put out."""
+    house.is_ready = False
+    _log.info("app.drain", sessions=house.hub.session_count, drain_seconds=house.settings.server.drain_seconds)
+    listener.shut()
+    house.hub.say_goodbye()
+
+    async def nothing(_tx: object) -> None:
+        """Behind everything that was accepted before: when this is done, all of that has been answered."""
+
+    with trio.move_on_after(house.settings.server.drain_seconds):
+        with trio.move_on_after(_ANSWERS_SECONDS_MAX):
+            with suppress(StoreError):
+                await house.store.write(nothing)
+        house.hub.close_all()
+        await listener.drained()
+    listener.evict("the drain is over")
+
+
+async def run(settings: Settings, load: Callable[[], Settings], announce: Callable[[str], None]) -> None:
+    """`serve` with the signals of a process: TERM and INT drain, a second one ends at once, HUP reloads."""
+    import signal
+
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+            house: House = await nursery.start(_served, settings, nursery.cancel_scope)
+            announce(f"gearlink is ready at {house.url}")
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    _reload(house, load)
+                elif house.closing.is_set():
+                    nursery.cancel_scope.cancel(reason="a second signal")
+                else:
+                    house.closing.set()
+
+
+async def _served(
+    settings: Settings, process: trio.CancelScope, *, task_status: trio.TaskStatus[House] = trio.TASK_STATUS_IGNORED
+) -> None:
+    await serve(settings, task_status=task_status)
+    process.cancel(reason="the server has ended")
+
+
+def _reload(house: House, load: Callable[[], Settings]) -> None:
+    """What is wrong with the new settings is logged, and the old ones stay."""
+    try:
+        waiting = house.reload(load())
+    except SettingsError as trouble:
+        _log.error("settings.refused", complaints=[str(complaint) for complaint in trouble.complaints])
+    except Fatal as trouble:
+        _log.error("settings.refused", complaints=[trouble.line])
+    else:
+        _log.info("settings.reloaded", wait_for_restart=waiting)

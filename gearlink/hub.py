@@ -1,0 +1,424 @@
+"""The live side: who is connected, in which rooms, and what each socket still has to be sent.
+
+A room is a conversation as far as somebody is connected to it. What the store commits arrives here in order; each event's
+frame is built once and the same bytes go to every outbox, those of one commit joined. An outbox is a list of bytes with a
+cap; its task joins what waits and sends it in one call. Over the cap the socket is cut with 4408, never the room held up:
+the device resumes from its cursor. A socket is in a room from the moment it has caught up with the log (`Seat.go_live`),
+so it gets no event twice and misses none. The hub knows no store, no rights and no HTTP.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from config import limits
+from gearlink import protocol
+from gearlink.accounts import Actor
+from gearlink.broker import Signal, Typing
+from gearlink.clock import Clock, rfc3339
+from gearlink.conversations import fresh_view
+from gearlink.errors import NOT_AUTHENTICATED, RESTARTING, SLOW_READER, TOO_MANY_CONNECTIONS, Entry, Refusal
+from gearlink.journal import Metrics
+from gearlink.streams import GuestStream
+from gearlink.timeline import event_frame
+from storage.records import (
+    Admitted,
+    Appended,
+    ConversationDeleted,
+    Delivered,
+    DeviceAdded,
+    DeviceRemoved,
+    LogEntry,
+    MemberLeft,
+    Message,
+    Read,
+    SessionEnded,
+)
+
+_RETURN_SPREAD_MS_MAX = 10_000  # after a restart, the sign-ins of many come this far apart
+_WEBSOCKET_PING = b"\x89\x00"  # RFC 6455 §5.5.2, without payload
+
+
+class Outbox:
+    """What waits to be sent on one socket. `put` never waits; a full outbox is closed for good."""
+
+    __slots__ = ("_bytes_max", "_chunks", "_drained", "_size", "_wanted", "closing", "overflowed")
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._wanted: trio.Event | None = None
+        self._drained: trio.Event | None = None
+        self.closing = False
+        self.overflowed = False
+
+    def put(self, data: bytes) -> None:
+        if self.closing:
+            return
+        self._size += len(data)
+        if self._size > self._bytes_max:
+            self.overflowed = True
+            self._chunks.clear()  # the device will resume: what it was not sent is in the log
+            self.close()
+            return
+        self._chunks.append(data)
+        if self._wanted is not None:
+            self._wanted.set()
+
+    def close(self) -> None:
+        """Nothing more is taken; `run` ends once what waits is sent."""
+        self.closing = True
+        if self._wanted is not None:
+            self._wanted.set()
+        if self._drained is not None:
+            self._drained.set()
+
+    async def run(self, stream: GuestStream) -> None:
+        """Sends until closed. Raises trio.BrokenResourceError if the peer is gone or does not read for too long."""
+        while True:
+            while not self._chunks:
+                if self._drained is not None:
+                    self._drained.set()
+                if self.closing:
+                    return
+                self._wanted = trio.Event()
+                await self._wanted.wait()
+                self._wanted = None
+            chunks, self._chunks = self._chunks, []
+            size = self._size
+            await stream.send_all(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+            self._size -= min(size, self._size)
+
+    async def drained(self) -> None:
+        """Waits until all that was put has been sent, or the outbox is closed: back-pressure for a long resume."""
+        if self.closing or not (self._chunks or self._size):
+            return
+        self._drained = trio.Event()
+        await self._drained.wait()
+        self._drained = None
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One authenticated socket. `ending` is why it closes, once that is decided."""
+
+    actor: Actor
+    outbox: Outbox
+    stream: GuestStream
+    seats: "dict[str, Seat]" = field(default_factory=dict)
+    ending: Entry | None = None
+    pinged_at: float = 0.0
+
+    def say(self, message: protocol.AnyServerFrame) -> None:
+        self.outbox.put(protocol.frame(message))
+
+    @property
+    def farewell(self) -> Entry | None:
+        """Why the outbox was closed: `slow-reader`, or what `end` was told; None if the peer left by itself."""
+        return SLOW_READER if self.outbox.overflowed else self.ending
+
+    def end(self, entry: Entry, *, retry_after_ms: int = 0, linger: bool = False) -> None:
+        """Says goodbye and closes with the entry's close code once what waits is sent.
+
+        No more frames are read. With `linger` the outbox stays open for the answers to those that were.
+        """
+        if self.ending is None:
+            self.ending = entry
+            self.say(protocol.Goodbye(reason=entry.code, retry_after_ms=retry_after_ms))
+        if not linger:
+            self.outbox.close()
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """A session's place in a room. Not live, it gets nothing: it is still reading the log."""
+
+    session: Session
+    room: "Room"
+    live: bool = False
+
+    def go_live(self, position: int) -> bool:
+        """The session has all events up to `position`. True if that is all there is: from now on it hears the rest.
+
+        No checkpoint lies between this question and the next event, so there is neither a gap nor a repetition.
+        """
+        self.live = self.room.position <= position
+        return self.live
+
+
+@dataclass(slots=True)
+class Room:
+    """A conversation with at least one connected member. `position` is the newest event told here, 0 if none yet."""
+
+    conversation_id: str
+    seats: set[Seat] = field(default_factory=set)
+    position: int = 0
+    typing: dict[str, float] = field(default_factory=dict)  # user: until when
+
+    def tell(self, data: bytes, *, but_user_id: str = "") -> int:
+        """`data` to every live seat; returns to how many."""
+        told = 0
+        for seat in self.seats:
+            if seat.live and seat.session.actor.user_id != but_user_id:
+                seat.session.outbox.put(data)
+                told += 1
+        return told
+
+
+class Hub:
+    """All sessions of this process. Everything but `sweep` is synchronous: between two checkpoints nobody interferes."""
+
+    def __init__(self, clock: Clock, metrics: Metrics, *, heartbeat_seconds: float, connections_per_user: int) -> None:
+        self._clock, self._metrics = clock, metrics
+        self.heartbeat_seconds = heartbeat_seconds
+        self.connections_per_user = connections_per_user
+        self.draining = False
+        self._users: dict[str, set[Session]] = {}
+        self._rooms: dict[str, Room] = {}
+        self._sent = metrics.websocket_sent
+
+    # --- coming and going --------------------------------------------------------------------------------------------
+
+    def enter(self, session: Session) -> None:
+        """Raises Refusal `too-many-connections`, `restarting`."""
+        if self.draining:
+            raise Refusal(RESTARTING)
+        sessions = self._users.setdefault(session.actor.user_id, set())
+        if self.connections_per_user and len(sessions) >= self.connections_per_user:
+            raise Refusal(TOO_MANY_CONNECTIONS)
+        sessions.add(session)
+        self._metrics.websocket_connections.inc()
+
+    def leave(self, session: Session) -> None:
+        sessions = self._users.get(session.actor.user_id, set())
+        if session in sessions:
+            sessions.discard(session)
+            self._metrics.websocket_connections.dec()
+        if not sessions:
+            self._users.pop(session.actor.user_id, None)
+        for conversation_id in list(session.seats):
+            if not sessions:
+                self._tell_typing(Typing(conversation_id, session.actor.user_id, False))
+            self._leave_room(session, conversation_id)
+
+    def take_seat(self, session: Session, conversation_id: str) -> Seat:
+        """A seat that is not live yet; the same one if the session has one."""
+        if (seat := session.seats.get(conversation_id)) is None:
+            room = self._rooms.setdefault(conversation_id, Room(conversation_id))
+            seat = session.seats[conversation_id] = Seat(session, room)
+            room.seats.add(seat)
+        return seat
+
+    def _leave_room(self, session: Session, conversation_id: str) -> None:
+        seat = session.seats.pop(conversation_id, None)
+        if seat is not None:
+            seat.live = False
+            seat.room.seats.discard(seat)
+            if not seat.room.seats:
+                self._rooms.pop(conversation_id, None)
+
+    @property
+    def session_count(self) -> int:
+        return sum(len(sessions) for sessions in self._users.values())
+
+    def say_goodbye(self) -> None:
+        """Tells everybody `session:goodbye`, each with another time to come back. Nobody new comes in."""
+        self.draining = True
+        sessions = self._everybody()
+        spread_ms = min(_RETURN_SPREAD_MS_MAX, 100 + len(sessions))
+        for session in sessions:
+            session.end(RESTARTING, retry_after_ms=500 + random.randrange(spread_ms), linger=True)
+
+    def close_all(self) -> None:
+        """Closes every socket, with 1012 unless it ends for another reason, once what waits is sent."""
+        for session in self._everybody():
+            session.end(RESTARTING)
+
+    def _everybody(self) -> list[Session]:
+        return [session for sessions in self._users.values() for session in sessions]
+
+    # --- telling -----------------------------------------------------------------------------------------------------
+
+    def hear(self, signals: Sequence[Signal]) -> None:
+        """What a commit or a socket announced, in order."""
+        entries: dict[str, list[LogEntry]] = {}
+        for signal in signals:
+            if isinstance(signal, Appended):
+                if signal.entry.conversation_id in self._rooms:
+                    entries.setdefault(signal.entry.conversation_id, []).append(signal.entry)
+                if isinstance(signal.entry.event, MemberLeft):  # told like the others, then out
+                    self._tell_entries(entries)
+                    entries = {}
+                    self._dismiss(signal.entry.conversation_id, [signal.entry.event.user_id])
+                continue
+            self._tell_entries(entries)
+            entries = {}
+            self._hear_other(signal)
+        self._tell_entries(entries)
+
+    def _hear_other(self, signal: Signal) -> None:
+        match signal:
+            case Admitted():
+                self._admit(signal)
+            case Delivered(conversation_id, marks):
+                self._tell_marks(conversation_id, marks, read=False)
+            case Read(conversation_id, marks):
+                self._tell_marks(conversation_id, marks, read=True)
+            case Typing():
+                self._tell_typing(signal)
+            case ConversationDeleted(conversation_id, member_ids):
+                frame = protocol.frame(protocol.ConversationDeleted(conversation_id=conversation_id))
+                self._tell_users(member_ids, frame)
+                self._dismiss(conversation_id, member_ids)
+            case SessionEnded(user_id, device_id, live_session_id):
+                for session in list(self._users.get(user_id, ())):
+                    if session.actor.device_id == device_id and session.actor.session_id != live_session_id:
+                        session.end(NOT_AUTHENTICATED)
+            case DeviceAdded(user_id, device_id):
+                self._tell_users([user_id], protocol.frame(protocol.DeviceAdded(device_id=device_id, user_id=user_id)))
+            case DeviceRemoved(user_id, device_id):
+                self._tell_users(
+                    [user_id], protocol.frame(protocol.DeviceRemoved(device_id=device_id, user_id=user_id))
+                )
+
+    def _tell_users(self, user_ids: Iterable[str], frame: bytes) -> None:
+        for user_id in user_ids:
+            for session in self._users.get(user_id, ()):
+                session.outbox.put(frame)
+
+    def _tell_entries(self, entries: dict[str, list[LogEntry]]) -> None:
+        now = self._clock.now()
+        for conversation_id, found in entries.items():
+            room = self._rooms.get(conversation_id)
+            if room is None:
+                continue
+            room.position = found[-1].sequence
+            self._tell_room(room, found)
+            for entry in found:
+                self._metrics.message_delivery_latency.observe(max(0, now - entry.event.at) / 1000)
+
+    def _tell_room(self, room: Room, entries: list[LogEntry]) -> None:
+        """Everybody hears the same joined bytes; only senders and their other devices need frames picked for them."""
+        frames = [protocol.frame(event_frame(entry)) for entry in entries]
+        joined = b"".join(frames)
+        senders = {entry.event.actor_id for entry in entries if isinstance(entry.event, Message)}
+        told = 0
+        for seat in room.seats:
+            if not seat.live:
+                continue
+            if seat.session.actor.user_id in senders:
+                told += self._tell_sender(seat.session, entries, frames)
+            else:
+                seat.session.outbox.put(joined)
+                told += len(frames)
+        self._sent.inc(told)
+
+    def _tell_sender(self, session: Session, entries: list[LogEntry], frames: list[bytes]) -> int:
+        actor = session.actor
+        picked = []
+        for entry, frame in zip(entries, frames, strict=True):
+            event = entry.event
+            if not isinstance(event, Message) or event.actor_id != actor.user_id:
+                picked.append(frame)
+            elif event.device_id != actor.device_id:
+                picked.append(protocol.frame(event_frame(entry, actor.user_id)))
+        session.outbox.put(b"".join(picked))
+        return len(picked)
+
+    def _admit(self, admitted: Admitted) -> None:
+        conversation_id = admitted.conversation.conversation_id
+        for member in admitted.newcomers:
+            sessions = self._users.get(member.user_id)
+            if not sessions:
+                continue
+            frame = protocol.frame(protocol.ConversationCreated(conversation=fresh_view(admitted, member)))
+            for session in sessions:
+                session.outbox.put(frame)
+                seat = self.take_seat(session, conversation_id)
+                seat.room.position = max(seat.room.position, admitted.sequence)
+                seat.live = True
+
+    def _dismiss(self, conversation_id: str, user_ids: Iterable[str]) -> None:
+        for user_id in user_ids:
+            for session in self._users.get(user_id, ()):
+                self._leave_room(session, conversation_id)
+
+    def _tell_marks(self, conversation_id: str, marks: Sequence[tuple[str, int, int]], *, read: bool) -> None:
+        """Marks of one moment, joined, to everybody whose own they are not."""
+        room = self._rooms.get(conversation_id)
+        if room is None:
+            return
+        frames: list[tuple[str, bytes]] = []
+        for user_id, sequence, at in marks:
+            message: protocol.AnyServerFrame
+            if read:
+                message = protocol.MessageRead(
+                    conversation_id=conversation_id, user_id=user_id, sequence_number=sequence, read_at=rfc3339(at)
+                )
+            else:
+                message = protocol.MessageDelivered(
+                    conversation_id=conversation_id, user_id=user_id, sequence_number=sequence, delivered_at=rfc3339(at)
+                )
+            frames.append((user_id, protocol.frame(message)))
+        joined = b"".join(frame for _user_id, frame in frames)
+        moved = {user_id for user_id, _frame in frames}
+        told = 0
+        for seat in room.seats:
+            if not seat.live:
+                continue
+            user_id = seat.session.actor.user_id
+            if user_id in moved:
+                rest = [frame for mover, frame in frames if mover != user_id]
+                if rest:
+                    seat.session.outbox.put(b"".join(rest))
+                told += len(rest)
+            else:
+                seat.session.outbox.put(joined)
+                told += len(frames)
+        self._sent.inc(told)
+
+    # --- typing ------------------------------------------------------------------------------------------------------
+
+    def _tell_typing(self, signal: Typing) -> None:
+        room = self._rooms.get(signal.conversation_id)
+        if room is None:
+            return
+        if signal.active:
+            started = signal.user_id not in room.typing
+            room.typing[signal.user_id] = trio.current_time() + limits.TYPING_SECONDS_MAX
+            if not started:
+                return  # they know: only the end moves
+        elif room.typing.pop(signal.user_id, None) is None:
+            return
+        frame = protocol.frame(
+            protocol.Typing(conversation_id=signal.conversation_id, user_id=signal.user_id, active=signal.active)
+        )
+        self._sent.inc(room.tell(frame, but_user_id=signal.user_id))
+
+    # --- time --------------------------------------------------------------------------------------------------------
+
+    async def sweep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Once a second: ends sockets whose token ran out, pings silent ones, drops dead ones, ends old typing."""
+        task_status.started()
+        while True:
+            await trio.sleep(1)
+            now, wall = trio.current_time(), self._clock.now()
+            for session in self._everybody():
+                self._sweep_session(session, now, wall)
+            for room in list(self._rooms.values()):
+                for user_id, until in list(room.typing.items()):
+                    if until <= now:
+                        self._tell_typing(Typing(room.conversation_id, user_id, False))
+
+    def _sweep_session(self, session: Session, now: float, wall: int) -> None:
+        if session.actor.expires_at <= wall:
+            session.end(NOT_AUTHENTICATED)
+        silent = now - session.stream.received_at
+        if silent >= 2 * self.heartbeat_seconds:  # half-open: nobody is there to say goodbye to
+            session.stream.abort()
+        elif silent >= self.heartbeat_seconds and now - session.pinged_at >= self.heartbeat_seconds:
+            session.pinged_at = now
+            session.outbox.put(_WEBSOCKET_PING)

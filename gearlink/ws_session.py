@@ -1,0 +1,303 @@
+"""One guest's life on a WebSocket: authenticate, catch up, talk, leave.
+
+The first frame has to be `auth`. Then three things go on at once, all inside one nursery: this task reads frames, one task
+sends what the outbox holds, and for a while one reads the missed events from the log. A refused frame is answered and never
+closes the socket; an unreadable one does when it repeats, and so does a flood. Whatever happens here happens to this guest
+alone. The rules are in the domain: a handler decodes, makes one call and answers.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any
+
+import trio
+from msgspec import UNSET, UnsetType
+from trio_websocket import ConnectionClosed, WebSocketConnection
+
+from config import limits
+from gearlink import protocol
+from gearlink.accounts import Accounts, Actor
+from gearlink.broker import Broker, Typing
+from gearlink.catchup import CatchUp
+from gearlink.clock import Clock, rfc3339
+from gearlink.conversations import Right, enter
+from gearlink.errors import (
+    FLOOD,
+    INTERNAL_ERROR,
+    INVALID_REQUEST,
+    NOT_AUTHENTICATED,
+    RATE_LIMITED,
+    STORAGE_FAILED,
+    STORAGE_FULL,
+    UNREADABLE_FRAME,
+    Refusal,
+)
+from gearlink.hub import Hub, Outbox, Session
+from gearlink.journal import Metrics, logger
+from gearlink.messages import Accepted, Messages
+from gearlink.receipts import Receipts
+from gearlink.streams import GuestStream
+from gearlink.throttle import Throttle
+from storage.store import Outcome, Store, StoreBroken, StoreFull
+
+_log = logger("websocket")
+CLOSE_NOT_AUTHENTICATED = 4401
+_FRAMES_PER_SECOND = 2000.0  # of any kind, from one socket; over it the socket is read more slowly, nothing is refused
+
+
+@dataclass(slots=True)
+class Doorway:
+    """What a session needs of the house."""
+
+    store: Store
+    accounts: Accounts
+    messages: Messages
+    receipts: Receipts
+    hub: Hub
+    broker: Broker
+    clock: Clock
+    metrics: Metrics
+    outbox_bytes_max: int
+    auth_seconds: float = limits.AUTH_SECONDS_MAX
+
+
+async def host(websocket: WebSocketConnection, stream: GuestStream, doorway: Doorway) -> None:
+    """Serves one socket until either side ends it. Raises nothing that belongs to the peer."""
+    try:
+        session, first = await _welcome(websocket, stream, doorway)
+    except ConnectionClosed:
+        return
+    except Refusal as refusal:
+        await _turn_away(websocket, refusal, doorway)
+        return
+    stream.settled()
+    guest = _Guest(websocket, session, doorway)
+    try:
+        async with trio.open_nursery() as nursery:
+            guest.answer_auth(first)
+            nursery.start_soon(_pump, websocket, session, nursery.cancel_scope, doorway.metrics)
+            nursery.start_soon(guest.catch_up, first)
+            await guest.listen()
+            nursery.cancel_scope.cancel(reason="the peer left")
+    finally:
+        doorway.hub.leave(session)
+
+
+async def _welcome(
+    websocket: WebSocketConnection, stream: GuestStream, doorway: Doorway
+) -> tuple[Session, protocol.Auth]:
+    """Reads the `auth` frame. Raises Refusal, with `not-authenticated` if it does not come in time."""
+    with trio.move_on_after(doorway.auth_seconds):
+        frame = protocol.decode_client(await websocket.get_message())
+        if not isinstance(frame, protocol.Auth):
+            raise Refusal(NOT_AUTHENTICATED, "the first frame has to be `auth`")
+        actor = await doorway.accounts.authenticate(frame.access_token)
+        session = Session(actor, Outbox(doorway.outbox_bytes_max), stream)
+        doorway.hub.enter(session)
+        return session, frame
+    raise Refusal(NOT_AUTHENTICATED, f"no `auth` frame within {doorway.auth_seconds:g} seconds")
+
+
+async def _turn_away(websocket: WebSocketConnection, refusal: Refusal, doorway: Doorway) -> None:
+    doorway.metrics.websocket_errors.labels(refusal.code).inc()
+    with trio.move_on_after(limits.CLOSE_SECONDS_MAX):
+        try:
+            await websocket.send_message(protocol.encode(_error(refusal)).decode())
+            await websocket.aclose(refusal.entry.close or CLOSE_NOT_AUTHENTICATED, refusal.code)
+        except ConnectionClosed:
+            pass
+
+
+async def _pump(websocket: WebSocketConnection, session: Session, guest: trio.CancelScope, metrics: Metrics) -> None:
+    """Sends until the outbox is closed, then closes the socket with the code that says why."""
+    try:
+        await session.outbox.run(session.stream)
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        guest.cancel(reason="the peer is gone")
+        return
+    farewell = session.farewell
+    if farewell is not None:
+        metrics.websocket_errors.labels(farewell.code).inc()
+        with trio.move_on_after(limits.CLOSE_SECONDS_MAX):
+            await websocket.aclose(farewell.close or 1000, farewell.code)
+    guest.cancel(reason="the socket was closed")
+
+
+def _error(
+    refusal: Refusal, ref: str | UnsetType | None = UNSET, temp_id: str | UnsetType | None = UNSET
+) -> protocol.Error:
+    wait = refusal.retry_after_seconds
+    return protocol.Error(
+        code=refusal.code,
+        detail=refusal.detail,
+        retryable=refusal.entry.retryable,
+        retry_after_ms=UNSET if wait is None else int(wait * 1000) + 1,
+        ref=UNSET if ref is None else ref,
+        temp_id=UNSET if temp_id is None else temp_id,
+    )
+
+
+def as_refusal(trouble: Exception) -> Refusal | None:
+    """What the peer is told of a refused or failed operation; None for a bug."""
+    match trouble:
+        case Refusal():
+            return trouble
+        case StoreFull():
+            return Refusal(STORAGE_FULL, retry_after_seconds=5)
+        case StoreBroken():
+            return Refusal(STORAGE_FAILED, retry_after_seconds=5)
+    return None
+
+
+class _Guest:
+    """The reading side of one session, and the state that only its task touches."""
+
+    def __init__(self, websocket: WebSocketConnection, session: Session, doorway: Doorway) -> None:
+        self._websocket, self._session, self._doorway = websocket, session, doorway
+        self._outbox = session.outbox
+        self._waiting = 0  # sends that are on their way to the disk
+        self._window = trio.Event()
+        self._unreadable = 0
+        self._refused_in_a_row = 0
+        self._frames = Throttle("frames", _FRAMES_PER_SECOND, _FRAMES_PER_SECOND, keys_max=1)
+        self._typing = Throttle("typing", 5, 10, keys_max=1000)
+        self._received = doorway.metrics.websocket_received
+        self._handlers: dict[type[Any], Callable[[Any], Awaitable[None]]] = {
+            protocol.Send: self._send,
+            protocol.Ack: self._acknowledge,
+            protocol.MarkRead: self._read,
+            protocol.TypingStart: self._type,
+            protocol.TypingStop: self._type,
+            protocol.Ping: self._ping,
+            protocol.Auth: self._renew,
+        }
+
+    @property
+    def _actor(self) -> Actor:
+        return self._session.actor
+
+    async def listen(self) -> None:
+        """Reads frames until the peer leaves or the session ends."""
+        while True:
+            try:
+                data = await self._websocket.get_message()
+            except ConnectionClosed:
+                return
+            self._received.inc()
+            if wait := self._frames.take(0):
+                await trio.sleep(wait)
+            if self._session.ending is None:
+                await self._handle(data)
+
+    async def _handle(self, data: str | bytes) -> None:
+        try:
+            frame = protocol.decode_client(data)
+            await self._handlers[type(frame)](frame)
+            self._refused_in_a_row = 0
+        except Refusal as refusal:
+            self._refuse(refusal, *protocol.frame_hints(data))
+        except Exception as trouble:  # noqa: BLE001 - a bug in one frame's handling ends this session, loudly
+            if (known := as_refusal(trouble)) is not None:
+                self._refuse(known, *protocol.frame_hints(data))
+                return
+            _log.error("websocket.bug", trouble=trouble)
+            self._refuse(Refusal(INTERNAL_ERROR), *protocol.frame_hints(data))
+            self._session.end(INTERNAL_ERROR)
+
+    def _refuse(self, refusal: Refusal, ref: str | UnsetType | None, temp_id: str | UnsetType | None) -> None:
+        self._doorway.metrics.websocket_errors.labels(refusal.code).inc()
+        self._session.say(_error(refusal, ref, temp_id))
+        if refusal.entry is UNREADABLE_FRAME:
+            self._unreadable += 1
+            if self._unreadable >= limits.MALFORMED_FRAMES_MAX:
+                self._session.end(UNREADABLE_FRAME)
+        if refusal.entry is RATE_LIMITED:
+            self._refused_in_a_row += 1
+            if self._refused_in_a_row >= limits.REFUSED_FLOOD_MAX:
+                self._session.end(FLOOD)
+
+    # --- authentication and resume -----------------------------------------------------------------------------------
+
+    def answer_auth(self, frame: protocol.Auth) -> None:
+        self._session.say(
+            protocol.AuthOk(
+                user_id=self._actor.user_id,
+                device_id=self._actor.device_id,
+                epoch=self._doorway.store.epoch,
+                heartbeat_seconds=self._doorway.hub.heartbeat_seconds,
+                server_time=rfc3339(self._doorway.clock.now()),
+                ref=frame.ref,
+            )
+        )
+
+    async def catch_up(self, frame: protocol.Auth) -> None:
+        doorway = self._doorway
+        await CatchUp(doorway.store, doorway.receipts, doorway.hub, self._session).run(frame.epoch, frame.cursors)
+
+    async def _renew(self, frame: protocol.Auth) -> None:
+        """A fresh token on the open socket, of the same device."""
+        actor = await self._doorway.accounts.authenticate(frame.access_token)
+        if (actor.user_id, actor.device_id) != (self._actor.user_id, self._actor.device_id):
+            raise Refusal(INVALID_REQUEST, "this token is another device's: open another socket")
+        if actor.expires_at > self._actor.expires_at or actor.session_id != self._actor.session_id:
+            self._session.actor = replace(self._actor, expires_at=actor.expires_at, session_id=actor.session_id)
+        self.answer_auth(frame)
+
+    # --- what clients say --------------------------------------------------------------------------------------------
+
+    async def _send(self, frame: protocol.Send) -> None:
+        while self._waiting >= limits.SEND_WINDOW_MAX:
+            self._window = trio.Event()
+            await self._window.wait()
+        arrived = perf_counter()
+        metrics = self._doorway.metrics
+
+        def done(ended: Outcome[Accepted]) -> None:
+            self._waiting -= 1
+            self._window.set()
+            try:
+                accepted = ended.unwrap()
+            except Exception as trouble:  # noqa: BLE001 - told to the sender, or a bug that is logged
+                metrics.message_send.labels("refused").inc()
+                if (refusal := as_refusal(trouble)) is None:
+                    _log.error("message.bug", trouble=trouble)
+                    refusal = Refusal(INTERNAL_ERROR)
+                self._refuse(refusal, frame.ref, frame.temp_id)
+                return
+            ack = accepted.ack()
+            ack.ref = frame.ref
+            self._session.say(ack)
+            metrics.message_send.labels("repeated" if accepted.repeated else "accepted").inc()
+            metrics.message_send_latency.observe(perf_counter() - arrived)
+
+        self._waiting += 1
+        try:
+            await self._doorway.messages.submit(self._actor, frame.conversation_id, frame, done)
+        except Refusal:
+            self._waiting -= 1
+            metrics.message_send.labels("refused").inc()
+            raise
+
+    async def _acknowledge(self, frame: protocol.Ack) -> None:
+        await self._doorway.receipts.acknowledge(self._actor, frame.conversation_id, frame.sequence_number)
+        self._confirm(frame)
+
+    async def _read(self, frame: protocol.MarkRead) -> None:
+        await self._doorway.receipts.note_read(self._actor, frame.conversation_id, frame.sequence_number)
+        self._confirm(frame)
+
+    async def _type(self, frame: protocol.TypingStart | protocol.TypingStop) -> None:
+        self._typing.check(frame.conversation_id)
+        await enter(self._doorway.store, self._actor.user_id, frame.conversation_id, Right.SEND)
+        active = isinstance(frame, protocol.TypingStart)
+        self._doorway.broker.publish([Typing(frame.conversation_id, self._actor.user_id, active)])
+        self._confirm(frame)
+
+    async def _ping(self, frame: protocol.Ping) -> None:
+        self._session.say(protocol.Pong(server_time=rfc3339(self._doorway.clock.now()), ref=frame.ref))
+
+    def _confirm(self, frame: protocol.ClientFrame) -> None:
+        """An `ok` for frames that have no answer of their own, to those who asked for one with a `ref`."""
+        if frame.ref is not UNSET:
+            self._session.say(protocol.Ok(ref=frame.ref))

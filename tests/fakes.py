@@ -1,0 +1,231 @@
+"""Stand-ins for what a test cannot wait for: a store in memory, a wall clock set by hand, a phone that shows its codes.
+
+`FakeStore` keeps the promises of `storage.store` as far as memory can (the contract suite runs against it too): changes
+run one at a time, are written whole or not at all, are told in order after they are written. Records go through
+MessagePack, so that what the disk could not hold fails here as well. Its knobs: `fail_next`, `reads`, `writes`.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+import msgspec
+import outcome
+import trio
+
+from gearlink.clock import Clock, new_id
+from gearlink.sms import Code, NotSent, Send
+from storage.keys import TABLES
+from storage.records import Appended, Head, LogEntry, LogEvent, Message, Notice, Record
+from storage.store import KeyPart, Listener, Outcome
+
+R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+Rows = dict[bytes, bytes | None]  # None: deleted by a change that is not yet written
+
+
+class FakeClock(Clock):
+    """A wall clock that stands still until a test moves it, backwards too."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self, seconds: float = 1_767_225_600.0) -> None:  # 2026-01-01T00:00:00Z
+        self.seconds = seconds
+        super().__init__(lambda: self.seconds)
+
+    def advance(self, *, seconds: float = 0, minutes: float = 0, days: float = 0) -> None:
+        self.seconds += seconds + 60 * minutes + 86_400 * days
+
+
+class FakeSms:
+    """A provider that keeps what it was given in `codes`. `trouble` is raised in place of the next send."""
+
+    def __init__(self) -> None:
+        self.codes: list[Code] = []
+        self.trouble: Exception | None = None
+        self.hold: trio.Event | None = None
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Send]:
+        yield self._send
+
+    async def _send(self, code: Code) -> None:
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.trouble is not None:
+            trouble, self.trouble = self.trouble, None
+            raise trouble
+        self.codes.append(code)
+
+    def refuse_next(self, reason: str = "status 500") -> None:
+        self.trouble = NotSent(reason)
+
+    def code_for(self, phone_number: str) -> str:
+        """The newest code sent to `phone_number`."""
+        return next(code.code for code in reversed(self.codes) if code.phone_number == phone_number)
+
+
+class FakeStore:
+    """A store in memory."""
+
+    def __init__(self) -> None:
+        self.epoch = new_id()
+        self.fail_next: Exception | None = None  # raised by the next write, which then writes nothing
+        self.reads: list[type[Record]] = []  # the kind of every read outside of changes
+        self.writes = 0
+        self.notices: list[Notice] = []
+        self._rows: dict[type[Record], Rows] = {}
+        self._listeners: list[Listener] = []
+        self._writer = trio.Lock()
+
+    async def get(self, kind: type[R], *key: KeyPart) -> R | None:
+        await trio.lowlevel.checkpoint()
+        self.reads.append(kind)
+        return _get(self._rows.get(kind, {}), kind, key)
+
+    async def scan(
+        self,
+        kind: type[R],
+        *prefix: KeyPart,
+        after: KeyPart | None = None,
+        before: KeyPart | None = None,
+        limit: int,
+        reverse: bool = False,
+    ) -> list[R]:
+        await trio.lowlevel.checkpoint()
+        self.reads.append(kind)
+        return _scan(self._rows.get(kind, {}), kind, prefix, after, before, limit, reverse)
+
+    async def write(self, change: Callable[["FakeTransaction"], Awaitable[T]]) -> T:
+        async with self._writer:
+            tx = FakeTransaction(self._rows)
+            value = _drive(change(tx))
+            trouble, self.fail_next = self.fail_next, None
+            if trouble is not None:
+                raise trouble
+            with trio.CancelScope(shield=True):  # a real disk is not stopped by a caller that went away
+                await trio.lowlevel.checkpoint()
+            self._commit(tx)
+            return value
+
+    async def submit(
+        self, change: Callable[["FakeTransaction"], Awaitable[T]], done: Callable[[Outcome[T]], None]
+    ) -> None:
+        done(await outcome.acapture(partial(self.write, change)))
+
+    async def sweep(self, kind: type[Record], now: int) -> int:
+        table = TABLES[kind]
+
+        async def change(tx: FakeTransaction) -> int:
+            rows = await tx.scan(kind, limit=1_000_000)
+            expired = [record for record in rows if record.expires_at <= now]  # type: ignore[attr-defined]
+            for record in expired:
+                tx.delete(kind, *(getattr(record, field) for field in table.fields))
+            return len(expired)
+
+        return await self.write(change)
+
+    def listen(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+
+    def all(self, kind: type[R]) -> list[R]:
+        """Every record of `kind` in key order, without counting as a read."""
+        return _scan(self._rows.get(kind, {}), kind, (), None, None, 1_000_000, False)
+
+    def _commit(self, tx: "FakeTransaction") -> None:
+        for kind, changed in tx.changed.items():
+            rows = self._rows.setdefault(kind, {})
+            for key, value in changed.items():
+                if value is None:
+                    rows.pop(key, None)
+                else:
+                    rows[key] = value
+        self.writes += 1
+        self.notices.extend(tx.notices)
+        if tx.notices:
+            for listener in self._listeners:
+                listener(tx.notices)
+
+
+class FakeTransaction:
+    def __init__(self, rows: dict[type[Record], Rows]) -> None:
+        self._rows = rows
+        self.changed: dict[type[Record], Rows] = {}
+        self.notices: list[Notice] = []
+
+    def _seen(self, kind: type[Record]) -> Rows:
+        merged = self._rows.get(kind, {}) | self.changed.get(kind, {})
+        return {key: value for key, value in merged.items() if value is not None}
+
+    async def get(self, kind: type[R], *key: KeyPart) -> R | None:
+        return _get(self._seen(kind), kind, key)
+
+    async def scan(
+        self,
+        kind: type[R],
+        *prefix: KeyPart,
+        after: KeyPart | None = None,
+        before: KeyPart | None = None,
+        limit: int,
+        reverse: bool = False,
+    ) -> list[R]:
+        return _scan(self._seen(kind), kind, prefix, after, before, limit, reverse)
+
+    def put(self, record: Record) -> None:
+        table = TABLES[type(record)]
+        self.changed.setdefault(type(record), {})[table.key_of(record)] = msgspec.msgpack.encode(record)
+
+    def delete(self, kind: type[Record], *key: KeyPart) -> None:
+        self.changed.setdefault(kind, {})[_whole(kind, key)] = None
+
+    async def append(self, conversation_id: str, event: LogEvent) -> int:
+        head = await self.get(Head, conversation_id) or Head(conversation_id, 0, 0, 0)
+        sequence = head.sequence + 1
+        message_sequence = sequence if isinstance(event, Message) else head.message_sequence
+        entry = LogEntry(conversation_id, sequence, event)
+        self.put(entry)
+        self.put(Head(conversation_id, sequence, message_sequence, max(head.active_at, event.at)))
+        self.announce(Appended(entry))
+        return sequence
+
+    def announce(self, notice: Notice) -> None:
+        self.notices.append(notice)
+
+
+def _drive(change: Awaitable[T]) -> T:
+    """Runs a change without giving the loop back, as every store does: it may await its transaction, nothing else."""
+    assert isinstance(change, Coroutine)
+    try:
+        change.send(None)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+    change.close()
+    raise RuntimeError("a change may await its transaction and nothing else")
+
+
+def _whole(kind: type[Record], key: tuple[KeyPart, ...]) -> bytes:
+    table = TABLES[kind]
+    if len(key) != len(table.fields):
+        raise TypeError(f"{table.name} has {len(table.fields)} key parts")
+    return table.key(*key)
+
+
+def _get(rows: Rows, kind: type[R], key: tuple[KeyPart, ...]) -> R | None:
+    value = rows.get(_whole(kind, key))
+    return None if value is None else msgspec.msgpack.decode(value, type=kind)
+
+
+def _scan(
+    rows: Rows, kind: type[R], prefix: tuple[KeyPart, ...], after: Any, before: Any, limit: int, reverse: bool
+) -> list[R]:
+    table = TABLES[kind]
+    start = table.key(*prefix)
+    low = table.key(*prefix, after) if after is not None else None
+    high = table.key(*prefix, before) if before is not None else None
+    keys = [key for key in sorted(rows, reverse=reverse) if key.startswith(start)]
+    if low is not None:
+        keys = [key for key in keys if key[: len(low)] > low]
+    if high is not None:
+        keys = [key for key in keys if key[: len(high)] < high]
+    return [msgspec.msgpack.decode(rows[key] or b"", type=kind) for key in keys[:limit]]
