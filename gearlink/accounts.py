@@ -185,7 +185,7 @@ class Accounts:
             device = await tx.get(Device, actor.user_id, device_id)
             if device is None:
                 raise Refusal(NOT_FOUND)
-            admission.remove_device(tx, device)
+            await admission.remove_device(tx, device)
 
         await self._store.write(change)
         self._audit("device-removed", user_id=actor.user_id, device_id=device_id)

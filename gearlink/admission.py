@@ -19,16 +19,20 @@ from gearlink.errors import INVITE_REQUIRED, NOT_FOUND, REGISTRATION_CLOSED, TOO
 from gearlink.verification import phone_hash
 from storage.records import (
     Account,
+    Delivery,
     Device,
     DeviceAdded,
+    DeviceOwner,
     DeviceRemoved,
     Invite,
+    Membership,
     PhoneNumber,
     RefreshToken,
     SessionEnded,
 )
 from storage.store import Transaction
 
+_MEMBERSHIPS_MAX: Final = 10_000  # whose delivered marks go with a device
 # Crockford's base 32: no letter looks like another one. 20 of them are 100 bits.
 _INVITE_ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _INVITE_LOOKALIKES: Final = str.maketrans("OIL", "011", "- ")
@@ -86,22 +90,23 @@ async def _use_invite(tx: Transaction, code: str, user_id: str, now: Millisecond
 async def open_session(
     tx: Transaction, account: Account, form: DeviceForm, session_id: str, now: Milliseconds, refresh_ttl: Milliseconds
 ) -> Device:
-    """A new device, or one of `account`'s, with a session that starts now; its older session ends.
+    """A device of `account` with a session that starts now; if it is known, its older session ends.
 
-    Raises Refusal: `not-found` for a device id that is not theirs, the same whether it is somebody else's or nobody's;
-    `too-many-devices`.
+    A client may name its device itself, with an id that was never anybody else's: so a device that was removed comes
+    back under its own id. Raises Refusal: `not-found` for an id that is somebody else's; `too-many-devices`.
     """
-    user_id = account.user_id
-    if form.device_id is None:
+    user_id, device_id = account.user_id, form.device_id or new_id()
+    known = await tx.get(Device, user_id, device_id)
+    if known is None:
+        owner = await tx.get(DeviceOwner, device_id)
+        if owner is not None and owner.user_id != user_id:
+            raise Refusal(NOT_FOUND, "This device id is not yours; leave deviceId out to get one")
         await _make_room(tx, user_id, now, refresh_ttl)
-        device_id, created_at = new_id(), now
+        tx.put(DeviceOwner(device_id, user_id))
         tx.announce(DeviceAdded(user_id, device_id))
     else:
-        known = await tx.get(Device, user_id, form.device_id)
-        if known is None:
-            raise Refusal(NOT_FOUND, "You have no device with this id; leave deviceId out to add one")
-        device_id, created_at = known.device_id, known.created_at
         tx.announce(SessionEnded(user_id, device_id, live_session_id=session_id))
+    created_at = known.created_at if known is not None else now
     device = Device(user_id, device_id, form.name, form.type, created_at, now, session_id, account.is_admin)
     tx.put(device)
     return device
@@ -116,11 +121,14 @@ async def _make_room(tx: Transaction, user_id: str, now: Milliseconds, refresh_t
     dead = [device for device in devices if not device.session_id or device.last_seen_at + refresh_ttl <= now]
     if not dead:
         raise Refusal(TOO_MANY_DEVICES)
-    remove_device(tx, min(dead, key=lambda device: device.last_seen_at))
+    await remove_device(tx, min(dead, key=lambda device: device.last_seen_at))
 
 
-def remove_device(tx: Transaction, device: Device) -> None:
-    """Forgets the device and ends its session."""
+async def remove_device(tx: Transaction, device: Device) -> None:
+    """Forgets the device with its delivered marks, and ends its session."""
+    for place in await tx.scan(Membership, device.user_id, limit=_MEMBERSHIPS_MAX):
+        if await tx.get(Delivery, place.conversation_id, device.user_id, device.device_id):
+            tx.delete(Delivery, place.conversation_id, device.user_id, device.device_id)
     tx.delete(Device, device.user_id, device.device_id)
     tx.announce(SessionEnded(device.user_id, device.device_id))
     tx.announce(DeviceRemoved(device.user_id, device.device_id))

@@ -74,6 +74,7 @@ async def host(websocket: WebSocketConnection, stream: GuestStream, doorway: Doo
     stream.settled()
     guest = _Guest(websocket, session, doorway)
     try:
+        await doorway.accounts.seen(session.actor)
         async with trio.open_nursery() as nursery:
             guest.answer_auth(first)
             nursery.start_soon(_pump, websocket, session, nursery.cancel_scope, doorway.metrics)

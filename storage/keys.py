@@ -80,6 +80,7 @@ _CATALOGUE = (
     _table("phone_numbers", records.PhoneNumber, phone_hash=_HASH),
     _table("usernames", records.Username, username=_TEXT),
     _table("devices", records.Device, user_id=_ID, device_id=_ID),
+    _table("device_owners", records.DeviceOwner, device_id=_ID),
     _table("refresh_tokens", records.RefreshToken, token_hash=_HASH),
     _table("verifications", records.Verification, verification_id=_ID),
     _table("invites", records.Invite, code_hash=_HASH),

@@ -66,6 +66,13 @@ class Device(Record, frozen=True):
     is_admin: bool = False
 
 
+class DeviceOwner(Record, frozen=True):
+    """Whose a device id is, for ever: nobody else may take it, also after the device was removed."""
+
+    device_id: str
+    user_id: str
+
+
 class RefreshToken(Record, frozen=True):
     """SHA-256 of a refresh token. A used one is kept until it expires, because seeing it again means theft."""
 
