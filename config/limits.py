@@ -43,7 +43,7 @@ AUTH_SECONDS_MAX: Final = 10.0  # protocol page: the first frame, within 10 s
 WRITE_SECONDS_MAX: Final = 30.0  # one write to a peer that does not read
 CLOSE_SECONDS_MAX: Final = 2.0  # the closing handshake of one socket
 MALFORMED_FRAMES_MAX: Final = 5  # protocol page: a malformed frame closes the socket only when it repeats
-REFUSED_FLOOD_MAX: Final = 500  # rate-limited frames in a row before 4429
+REFUSED_FLOOD_MAX: Final = 500  # rate-limited frames, less those that time has forgiven, before 4429
 SEND_WINDOW_MAX: Final = 256  # sends of one socket that wait for the disk
 TYPING_SECONDS_MAX: Final = 6.0
 RECEIPTS_FLUSH_SECONDS: Final = 0.05  # watermarks of this long are stored and told together
@@ -51,7 +51,7 @@ RECEIPTS_TOLD_MEMBERS_MAX: Final = 256  # in larger conversations delivered mark
 
 # --- the log ---------------------------------------------------------------------------------------------------------
 WRITE_QUEUE_MAX: Final = 4096  # changes that wait for the one writer; then callers wait
-BATCH_CHANGES_MAX: Final = 1024
+BATCH_CHANGES_MAX: Final = 512  # about 15 ms of the loop
 SYNC_PAGE_EVENTS: Final = 200
 SYNC_FIRST_EVENTS_MAX: Final = 1000  # what a device that was never in a conversation gets replayed of it
 UNREAD_COUNT_MAX: Final = 999

@@ -7,23 +7,23 @@ message waits for nothing but its own. What is on disk is `storage.records` behi
 """
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
-import msgspec
 import outcome
 import trio
 
 from config import limits
 from storage import migrations
 from storage.engine import Engine, open_engine
-from storage.keys import TABLES, Table, after_prefix
-from storage.records import Appended, Head, LogEntry, LogEvent, Notice, Record
+from storage.keys import TABLES, Table, pack
+from storage.records import Appended, Head, LogEntry, Notice, Record
 from storage.store import KeyPart, Listener, Outcome, StoreBroken, StoreFull, Transaction
+from storage.transaction import Place, Puts, Settled, WriteTransaction, drive
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
@@ -31,119 +31,31 @@ Observe = Callable[[str, float], None]
 Report = Callable[[BaseException], None]
 Change = Callable[[Transaction], Awaitable[Any]]
 Done = Callable[[Outcome[Any]], None]
-
-_VERSION = b"\x01"  # of the records' encoding; a reader that meets another one needs a migration
-_encode = msgspec.msgpack.Encoder().encode
-_decoders = {kind: msgspec.msgpack.Decoder(kind).decode for kind in TABLES}
-_Puts = dict[tuple[str, bytes], Record | None]
-
-
-def _value(record: Record) -> bytes:
-    return _VERSION + _encode(record)
-
-
-def _record(kind: type[R], value: bytes) -> R:
-    if value[:1] != _VERSION:
-        raise StoreBroken(f"a {kind.__name__} record has an unknown version")
-    return _decoders[kind](memoryview(value)[1:])  # type: ignore[no-any-return]
-
-
-def _bounds(
-    table: Table, prefix: tuple[KeyPart, ...], after: KeyPart | None, before: KeyPart | None
-) -> tuple[bytes, bytes | None]:
-    low = table.key(*prefix)
-    high = after_prefix(low)
-    if before is not None:
-        high = table.key(*prefix, before)
-    if after is not None:
-        low = after_prefix(table.key(*prefix, after)) or b"\xff" * 64
-    return low, high
-
-
-class _Transaction:
-    """What one change reads and puts, on top of the batch that it will be part of."""
-
-    def __init__(self, engine: Engine, batch: _Puts) -> None:
-        self._engine, self._batch = engine, batch
-        self.puts: _Puts = {}
-        self.notices: list[Notice] = []
-
-    async def get(self, kind: type[R], *key: KeyPart) -> R | None:
-        table = TABLES[kind]
-        place = (table.name, table.key(*key))
-        for layer in (self.puts, self._batch):
-            if place in layer:
-                return layer[place]  # type: ignore[return-value]
-        value = self._engine.get(*place)
-        return None if value is None else _record(kind, value)
-
-    async def scan(
-        self,
-        kind: type[R],
-        *prefix: KeyPart,
-        after: KeyPart | None = None,
-        before: KeyPart | None = None,
-        limit: int,
-        reverse: bool = False,
-    ) -> list[R]:
-        table = TABLES[kind]
-        low, high = _bounds(table, prefix, after, before)
-        changed = {
-            key: record
-            for layer in (self._batch, self.puts)
-            for (name, key), record in layer.items()
-            if name == table.name and low <= key and (high is None or key < high)
-        }
-        found: dict[bytes, Any] = {
-            key: _record(kind, value)
-            for key, value in self._engine.rows(table.name, low, high, limit + len(changed), reverse=reverse)
-        }
-        found.update(changed)
-        present = [found[key] for key in sorted(found, reverse=reverse) if found[key] is not None]
-        return present[:limit]
-
-    def put(self, record: Record) -> None:
-        table = TABLES[type(record)]
-        self.puts[table.name, table.key_of(record)] = record
-
-    def delete(self, kind: type[Record], *key: KeyPart) -> None:
-        table = TABLES[kind]
-        self.puts[table.name, table.key(*key)] = None
-
-    async def append(self, conversation_id: str, event: LogEvent) -> int:
-        head = await self.get(Head, conversation_id) or Head(conversation_id, 0, 0, 0)
-        sequence = head.sequence + 1
-        entry = LogEntry(conversation_id, sequence, event)
-        is_message = type(event).__name__ == "Message"
-        self.put(entry)
-        self.put(Head(conversation_id, sequence, sequence if is_message else head.message_sequence, event.at))
-        self.notices.append(Appended(entry))
-        return sequence
-
-    def announce(self, notice: Notice) -> None:
-        self.notices.append(notice)
+_GATHER_STEPS = (
+    5  # passes of the loop: socket to reader, reader to session, session to here, and some to spare. Measured:
+)
+# with forty sends in flight, batches of 33 instead of 17, and a tenth less work for each message
 
 
 async def _delete_unchanged(table: Table, expired: Sequence[Record], tx: Transaction) -> int:
     """Between the look and this change somebody may have renewed one of them: that one stays."""
     swept = 0
     for record in expired:
-        key = [getattr(record, field) for field in table.fields]
+        key = table.parts_of(record)
         if await tx.get(table.kind, *key) == record:
             tx.delete(table.kind, *key)
             swept += 1
     return swept
 
 
-def _drive(change: Awaitable[T]) -> T:
-    """Runs a change to its end without ever giving the loop back: that is what makes changes happen one by one."""
-    assert isinstance(change, Coroutine)
-    try:
-        change.send(None)
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]
-    change.close()
-    raise RuntimeError("a change may await its transaction and nothing else")
+class _Batch:
+    """What the changes that are written together came to."""
+
+    def __init__(self) -> None:
+        self.rows: dict[Place, bytes | None] = {}  # as the engine gets them
+        self.puts = Puts()  # the same, as the next change reads them
+        self.notices: list[Notice] = []
+        self.ended: list[Outcome[Any]] = []
 
 
 class EmbeddedStore:
@@ -160,32 +72,26 @@ class EmbeddedStore:
         self._room = trio.lowlevel.ParkingLot()
         self._closing = False
         self._listeners: list[Listener] = []
-        self._unsynced: dict[str, int] = {}  # conversation: first sequence of its log that could still be lost
+        self._settled = Settled(engine)
+        self._unsynced: dict[str, Head | None] = {}  # logs with entries that could still be lost: the head before them
 
     # --- reads -------------------------------------------------------------------------------------------------------
 
     async def get(self, kind: type[R], *key: KeyPart) -> R | None:
         table = TABLES[kind]
         value = self._engine.get(table.name, table.key(*key))
-        if value is None:
-            return None
-        if self._unsynced and kind in (LogEntry, Head):
-            return await self._get_synced(kind, *key)
-        return _record(kind, value)
+        return None if value is None else self._synced(table.unpack(value))
 
-    async def _get_synced(self, kind: type[R], *key: KeyPart) -> R | None:
-        """While a batch is on its way to the disk, its log entries are not there yet for anybody."""
-        record = await _Transaction(self._engine, {}).get(kind, *key)
-        hidden_from = self._unsynced.get(str(key[0]))
-        if hidden_from is None or not isinstance(record, Head | LogEntry) or record.sequence < hidden_from:
+    def _synced(self, record: Any) -> Any:
+        """`record`, unless it is of a log and could still be lost: while a batch is on its way, its entries are not there."""
+        if not self._unsynced or not isinstance(record, Head | LogEntry):
             return record
-        if isinstance(record, LogEntry):
-            return None
-        newest = await self.scan(LogEntry, key[0], limit=1, reverse=True)
-        if not newest:
-            return None
-        message_sequence = min(record.message_sequence, hidden_from - 1)
-        return Head(str(key[0]), newest[0].sequence, message_sequence, newest[0].event.at)  # type: ignore[return-value]
+        if record.conversation_id not in self._unsynced:
+            return record
+        head = self._unsynced[record.conversation_id]
+        if isinstance(record, Head):
+            return head
+        return record if head is not None and record.sequence <= head.sequence else None
 
     async def scan(
         self,
@@ -197,14 +103,15 @@ class EmbeddedStore:
         reverse: bool = False,
     ) -> list[R]:
         started = perf_counter()
-        if kind is LogEntry and prefix and (hidden_from := self._unsynced.get(str(prefix[0]))) is not None:
+        if kind is LogEntry and prefix and str(prefix[0]) in self._unsynced:
+            head = self._unsynced[str(prefix[0])]
+            hidden_from = 1 if head is None else head.sequence + 1
             before = hidden_from if before is None else min(int(before), hidden_from)
         table = TABLES[kind]
-        low, high = _bounds(table, prefix, after, before)
-        rows = (
-            [] if high is not None and low >= high else self._engine.rows(table.name, low, high, limit, reverse=reverse)
-        )
-        found = [_record(kind, value) for _key, value in rows]
+        rows = self._engine.rows(table.name, *table.bounds(prefix, after, before), limit, reverse=reverse)
+        found = [table.unpack(value) for _key, value in rows]
+        if self._unsynced:
+            found = [record for record in map(self._synced, found) if record is not None]
         self._observe("scan", perf_counter() - started)
         return found
 
@@ -235,8 +142,8 @@ class EmbeddedStore:
         table, swept, low = TABLES[kind], 0, b""
         while rows := self._engine.rows(table.name, low, None, limits.SWEEP_ROWS_PER_STEP):
             low = rows[-1][0] + b"\0"
-            found = [_record(kind, value) for _key, value in rows]
-            expired = [record for record in found if record.expires_at <= now]  # type: ignore[attr-defined]
+            found = [table.unpack(value) for _key, value in rows]
+            expired = [record for record in found if record.expires_at <= now]
             if expired:
                 swept += await self.write(partial(_delete_unchanged, table, expired))
             else:
@@ -249,13 +156,18 @@ class EmbeddedStore:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The one writer. Ends when `close_writer` was called and the queue is empty, or after a failed write."""
         task_status.started()
+        is_busy = False
         while True:
             while not self._queue:
                 if self._closing:
                     return
                 self._wanted = trio.Event()
                 await self._wanted.wait()
+            if is_busy:  # the answers to the last batch make its senders send again: let them come along
+                for _ in range(_GATHER_STEPS):
+                    await trio.lowlevel.checkpoint()
             taken = [self._queue.popleft() for _ in range(min(len(self._queue), limits.BATCH_CHANGES_MAX))]
+            is_busy = len(taken) > 1
             self._room.unpark_all()
             try:
                 await self._commit(taken)
@@ -279,48 +191,52 @@ class EmbeddedStore:
 
     async def _commit(self, taken: Sequence[tuple[Change, Done]]) -> None:
         started = perf_counter()
-        batch, notices, ended = self._run_changes([change for change, _done in taken])
-        if batch:
-            self._hide(notices)
-            await self._engine.commit(
-                [(name, key, None if record is None else _value(record)) for (name, key), record in batch.items()]
-            )
+        batch = self._run_changes([change for change, _done in taken])
+        if batch.rows:
+            self._hide(batch.notices)
+            await self._engine.commit([(*place, value) for place, value in batch.rows.items()])
             self._unsynced = {}
+            self._settled.wrote(batch.puts)
             self._observe("commit", perf_counter() - started)
-        for (_change, done), result in zip(taken, ended, strict=True):
+        for (_change, done), result in zip(taken, batch.ended, strict=True):
             self._tell(done, result)
-        if notices:
+        if batch.notices:
             for listener in self._listeners:
                 try:
-                    listener(notices)
+                    listener(batch.notices)
                 except Exception as trouble:  # noqa: BLE001 - a listener's bug must not stop the writer
                     self._report(trouble)
 
-    def _run_changes(self, changes: Sequence[Change]) -> tuple[_Puts, list[Notice], list[Outcome[Any]]]:
-        batch: _Puts = {}
-        notices: list[Notice] = []
-        ended: list[Outcome[Any]] = []
+    def _run_changes(self, changes: Sequence[Change]) -> "_Batch":
+        batch = _Batch()
         has_room = self._engine.has_room()
         for change in changes:
-            transaction = _Transaction(self._engine, batch)
+            transaction = WriteTransaction(self._settled, batch.puts)
             try:
-                result: Outcome[Any] = outcome.Value(_drive(change(transaction)))
-                if transaction.puts and not has_room:
+                value = drive(change(transaction))
+                if transaction.puts.records and not has_room:
                     raise StoreFull("the disk is full")
-            except StoreBroken:
-                raise
+                rows = [
+                    (place, None if record is None else pack(record))
+                    for place, record in transaction.puts.records.items()
+                ]
             except Exception as refused:  # noqa: BLE001 - a refusal or a bug of this change alone; its caller gets it
-                result = outcome.Error(refused)
+                batch.ended.append(outcome.Error(refused))
+                if isinstance(refused, StoreBroken):  # it met damaged data: the others need not suffer for it
+                    self._report(refused)
             else:
-                batch.update(transaction.puts)
-                notices.extend(transaction.notices)
-            ended.append(result)
-        return batch, notices, ended
+                batch.ended.append(outcome.Value(value))
+                batch.rows.update(rows)
+                batch.puts.take(transaction.puts)
+                batch.notices.extend(transaction.notices)
+        return batch
 
     def _hide(self, notices: Sequence[Notice]) -> None:
+        """Before the batch is written: from now on reads show the logs that it appends to as they are now."""
+        heads = TABLES[Head]
         for notice in notices:
-            if isinstance(notice, Appended):
-                self._unsynced.setdefault(notice.entry.conversation_id, notice.entry.sequence)
+            if isinstance(notice, Appended) and (conversation_id := notice.entry.conversation_id) not in self._unsynced:
+                self._unsynced[conversation_id] = self._settled.get(heads, (heads.name, heads.key(conversation_id)))
 
     def _tell(self, done: Done, result: Outcome[Any]) -> None:
         try:

@@ -52,7 +52,11 @@ class Engine:
     # --- reads: microseconds from memory, and they hold the GIL wherever they run, so a thread would win nothing -----
 
     def get(self, table: str, key: bytes) -> bytes | None:
-        return self._families[table].get(key)
+        """Raises StoreBroken on a damaged block."""
+        try:
+            return self._families[table].get(key)
+        except Exception as trouble:  # rocksdict raises bare Exception
+            raise self._damaged(trouble) from trouble
 
     def rows(
         self, table: str, low: bytes, high: bytes | None, limit: int, *, reverse: bool = False
@@ -84,14 +88,20 @@ class Engine:
         try:
             cursor.status()
         except Exception as trouble:  # rocksdict raises bare Exception
-            raise StoreBroken(f"{self.path}/db is damaged and cannot be read: {_kind(trouble)}") from trouble
+            raise self._damaged(trouble) from trouble
         return found
+
+    def _damaged(self, trouble: Exception) -> StoreBroken:
+        return StoreBroken(f"{self.path}/db is damaged and cannot be read: {_kind(trouble)}")
 
     # --- writes ------------------------------------------------------------------------------------------------------
 
     def has_room(self) -> bool:
         """False when the file system is so full that a write could fail half-way. RocksDB cannot resume after that."""
-        status = os.statvfs(self.path)  # a microsecond; asked before every batch, so no sudden fill is missed
+        try:
+            status = os.statvfs(self.path)  # a microsecond; asked before every batch, so no sudden fill is missed
+        except OSError:  # the disk is gone; the write that follows tells what is wrong
+            return True
         size = status.f_frsize * status.f_blocks
         return status.f_bavail * status.f_frsize >= min(self.free_bytes_min, size // 10)
 
@@ -150,11 +160,15 @@ def open_engine(path: Path, tables: Iterable[str], *, free_bytes_min: int, forma
     """
     names = list(tables)
     try:
-        fresh = _is_fresh(path)
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not _is_fresh(path):
+            _check_stamp(path, format_now)  # before the lock, which would be a new file in somebody else's directory
+        if not path.exists():
+            path.mkdir(parents=True, mode=0o700)
+            _sync_directory(path.parent)
         lock = _take_lock(path)
         try:
-            _check_stamp(path, fresh, format_now, now)
+            if _is_fresh(path):  # asked again: another process may have been here before we had the lock
+                write_stamp(path, Stamp(PRODUCT, 0, 0, now))
             if shutil.disk_usage(path).free < min(_OPEN_BYTES_MIN, free_bytes_min):
                 raise StoreFull(f"{path} has no room left: free some space, then start again")
             return Engine(path, lock, _open_database(path / "db", names), names, free_bytes_min)
@@ -173,7 +187,8 @@ def _is_fresh(path: Path) -> bool:
         raise StoreForeign(f"{path} is not a directory: give another place with --data")
     if (path / "GEARLINK").exists():
         return False
-    others = sorted(entry.name for entry in path.iterdir() if entry.name not in ("lock", "GEARLINK.new"))
+    expected = ("lock", "GEARLINK.new", "lost+found")  # the last one is in the root of every fresh disk
+    others = sorted(entry.name for entry in path.iterdir() if entry.name not in expected)
     if others:
         raise StoreForeign(
             f"{path} holds other files ({others[0]}, …) and no GearLink data: give an empty place with --data"
@@ -196,15 +211,11 @@ def _take_lock(path: Path) -> int:
     return lock
 
 
-def _check_stamp(path: Path, fresh: bool, format_now: int, now: int) -> None:
-    stamp_path = path / "GEARLINK"
-    if fresh:
-        write_stamp(path, Stamp(PRODUCT, 0, 0, now))
-        return
+def _check_stamp(path: Path, format_now: int) -> None:
     try:
-        stamp = msgspec.json.decode(stamp_path.read_bytes(), type=Stamp)
-    except msgspec.MsgspecError:
-        raise StoreForeign(f"{stamp_path} cannot be read: restore the directory from a backup") from None
+        stamp = read_stamp(path)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise StoreForeign(f"{path}/GEARLINK cannot be read: restore the directory from a backup") from None
     if stamp.product != PRODUCT:
         raise StoreForeign(f"{path} belongs to another program: give another place with --data")
     if stamp.compatible > format_now:
@@ -226,6 +237,11 @@ def write_stamp(path: Path, stamp: Stamp) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path / "GEARLINK")
+    _sync_directory(path)
+
+
+def _sync_directory(path: Path) -> None:
+    """Until then a power cut may take back what was made or renamed in it."""
     directory = os.open(path, os.O_RDONLY)
     try:
         os.fsync(directory)

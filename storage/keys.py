@@ -1,23 +1,32 @@
-"""Key codecs, pure: from a record's key fields to bytes whose order is the order we scan in.
+"""Codecs, pure: from a record's key fields to bytes whose order is the order we scan in, and from records to values.
 
 Every part of a key has a fixed width (ids 16 bytes, sequences 8 bytes big-endian, hashes 32, free text a 16-byte
-digest), so there are no separators and no escaping, and a prefix of parts is a prefix of bytes. `TABLES` is the one
-catalogue of what is on disk. It knows nothing of engines or of what the values mean.
+digest), so there are no separators and no escaping, and a prefix of parts is a prefix of bytes. A value is a version
+byte and the record as a MessagePack array. `TABLES` is the one catalogue of what is on disk. It knows nothing of engines
+or of what the records mean.
 """
 
 import hashlib
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import lru_cache
+from operator import attrgetter, call
 from typing import Any
+
+import msgspec
 
 from storage import records
 from storage.records import Record
-from storage.store import KeyPart
+from storage.store import KeyPart, StoreBroken
 
 _SEQUENCE = struct.Struct(">Q")
+_VERSION = 1  # of the values' encoding; a program that meets another one lacks a migration
+_VERSION_BYTE = bytes([_VERSION])
+_BEHIND_ALL = b"\xff" * 64  # no key is as long as this
+_encode = msgspec.msgpack.Encoder().encode
 
 
+@lru_cache(maxsize=1 << 15)  # the same few conversations, people and devices come again and again
 def encode_id(value: KeyPart) -> bytes:
     """A UUID's 16 bytes. Raises ValueError if `value` is no UUID text."""
     raw = bytes.fromhex(value.replace("-", ""))  # type: ignore[union-attr, arg-type]
@@ -45,56 +54,87 @@ def encode_text(value: KeyPart) -> bytes:
     return hashlib.blake2b(value.encode(), digest_size=16).digest()
 
 
-@dataclass(frozen=True, slots=True)
 class Table:
     """Where a kind of record lives: its column family, and the fields that make up its key, in order."""
 
-    name: str
-    kind: type[Record]
-    fields: tuple[str, ...]
-    encoders: tuple[Callable[[KeyPart], bytes], ...]
+    def __init__(self, name: str, kind: type[Record], **parts: Callable[[KeyPart], bytes]) -> None:
+        self.name = name
+        self.kind = kind
+        self.fields = tuple(parts)
+        self._encoders = tuple(parts.values())
+        only = self.fields[0]
+        self._parts: Callable[[Record], tuple[KeyPart, ...]] = (
+            attrgetter(*self.fields) if len(parts) > 1 else lambda record: (getattr(record, only),)
+        )
+        self._decode = msgspec.msgpack.Decoder(kind).decode
+
+    def prefix(self, *parts: KeyPart) -> bytes:
+        """The bytes that all keys with these first parts begin with."""
+        if len(parts) > len(self._encoders):
+            raise TypeError(f"{self.name} has {len(self._encoders)} key parts")
+        return b"".join(map(call, self._encoders, parts))
 
     def key(self, *parts: KeyPart) -> bytes:
-        """The bytes of a whole key, or of a prefix if there are fewer parts than fields."""
-        if len(parts) > len(self.encoders):
-            raise TypeError(f"{self.name} has {len(self.encoders)} key parts")
-        return b"".join([encode(part) for encode, part in zip(self.encoders, parts, strict=False)])
+        """The bytes of a whole key."""
+        if len(parts) != len(self._encoders):
+            raise TypeError(f"{self.name} has {len(self._encoders)} key parts")
+        return b"".join(map(call, self._encoders, parts))
+
+    def parts_of(self, record: Record) -> tuple[KeyPart, ...]:
+        return self._parts(record)
 
     def key_of(self, record: Record) -> bytes:
-        return b"".join(
-            [encode(getattr(record, field)) for encode, field in zip(self.encoders, self.fields, strict=True)]
-        )
+        return b"".join(map(call, self._encoders, self._parts(record)))
+
+    def bounds(
+        self, prefix: tuple[KeyPart, ...], after: KeyPart | None, before: KeyPart | None
+    ) -> tuple[bytes, bytes | None]:
+        """First key and first key behind, of what starts with `prefix` and goes on between `after` and `before`."""
+        low = self.prefix(*prefix)
+        high = after_prefix(low) if before is None else self.prefix(*prefix, before)
+        if after is not None:
+            low = after_prefix(self.prefix(*prefix, after)) or _BEHIND_ALL
+        return low, high
+
+    def unpack(self, value: bytes) -> Any:
+        """The record in `value`. Raises StoreBroken if it is none that this program can have written."""
+        if not value or value[0] != _VERSION:
+            raise StoreBroken(f"a record in {self.name} has an unknown version: use the gearlink that wrote it")
+        try:
+            return self._decode(memoryview(value)[1:])
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            raise StoreBroken(f"a record in {self.name} is damaged") from None  # the cause may quote what people wrote
+
+
+def pack(record: Record) -> bytes:
+    """The value to store. Raises what MessagePack cannot hold: UnicodeEncodeError, OverflowError, TypeError."""
+    return _VERSION_BYTE + _encode(record)
 
 
 _ID, _SEQ, _HASH, _TEXT = encode_id, encode_sequence, encode_hash, encode_text
 
-
-def _table(name: str, kind: type[Record], **parts: Callable[[KeyPart], bytes]) -> Table:
-    return Table(name, kind, tuple(parts), tuple(parts.values()))
-
-
 # Persisted: never rename a table, never change the order or the width of its key. A table that is no longer used stays
 # here as a comment, so that its name is not taken again.
 _CATALOGUE = (
-    _table("accounts", records.Account, user_id=_ID),
-    _table("phone_numbers", records.PhoneNumber, phone_hash=_HASH),
-    _table("usernames", records.Username, username=_TEXT),
-    _table("devices", records.Device, user_id=_ID, device_id=_ID),
-    _table("device_owners", records.DeviceOwner, device_id=_ID),
-    _table("refresh_tokens", records.RefreshToken, token_hash=_HASH),
-    _table("verifications", records.Verification, verification_id=_ID),
-    _table("invites", records.Invite, code_hash=_HASH),
-    _table("signing_keys", records.SigningKey, kid=_TEXT),
-    _table("conversations", records.Conversation, conversation_id=_ID),
-    _table("direct_pairs", records.DirectPair, low_id=_ID, high_id=_ID),
-    _table("members", records.Member, conversation_id=_ID, user_id=_ID),
-    _table("memberships", records.Membership, user_id=_ID, conversation_id=_ID),
-    _table("deliveries", records.Delivery, conversation_id=_ID, user_id=_ID, device_id=_ID),
-    _table("log", records.LogEntry, conversation_id=_ID, sequence=_SEQ),
-    _table("heads", records.Head, conversation_id=_ID),
-    _table("messages", records.MessageIndex, message_id=_ID),
-    _table("purges", records.Purge, conversation_id=_ID),
-    _table("sent", records.Sent, device_id=_ID, conversation_id=_ID, temp_id=_TEXT),
+    Table("accounts", records.Account, user_id=_ID),
+    Table("phone_numbers", records.PhoneNumber, phone_hash=_HASH),
+    Table("usernames", records.Username, username=_TEXT),
+    Table("devices", records.Device, user_id=_ID, device_id=_ID),
+    Table("device_owners", records.DeviceOwner, device_id=_ID),
+    Table("refresh_tokens", records.RefreshToken, token_hash=_HASH),
+    Table("verifications", records.Verification, verification_id=_ID),
+    Table("invites", records.Invite, code_hash=_HASH),
+    Table("signing_keys", records.SigningKey, kid=_TEXT),
+    Table("conversations", records.Conversation, conversation_id=_ID),
+    Table("direct_pairs", records.DirectPair, low_id=_ID, high_id=_ID),
+    Table("members", records.Member, conversation_id=_ID, user_id=_ID),
+    Table("memberships", records.Membership, user_id=_ID, conversation_id=_ID),
+    Table("deliveries", records.Delivery, conversation_id=_ID, user_id=_ID, device_id=_ID),
+    Table("log", records.LogEntry, conversation_id=_ID, sequence=_SEQ),
+    Table("heads", records.Head, conversation_id=_ID),
+    Table("messages", records.MessageIndex, message_id=_ID),
+    Table("purges", records.Purge, conversation_id=_ID),
+    Table("sent", records.Sent, device_id=_ID, conversation_id=_ID, temp_id=_TEXT),
 )
 TABLES: dict[type[Any], Table] = {table.kind: table for table in _CATALOGUE}
 assert len({table.name for table in _CATALOGUE}) == len(_CATALOGUE)

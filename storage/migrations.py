@@ -2,17 +2,20 @@
 
 A step is one batch: it happens whole or not at all, and the format number that it reaches is in the same batch, so a start
 that dies half-way goes on where it was. Steps are append-only: never change or renumber one that was released. The stamp
-beside the database follows, and tells older programs to keep away.
+beside the database repeats the numbers, so that an older program keeps away without opening anything.
 """
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from storage.engine import Engine, Put, Stamp, read_stamp, write_stamp
+from msgspec.structs import replace
+
+from storage.engine import Engine, Put, read_stamp, write_stamp
 from storage.store import StoreForeign
 
 META = "meta"  # the table of the store's own facts; keys are plain words
 _FORMAT = b"format"
+_COMPATIBLE = b"compatible"
 EPOCH = b"epoch"
 
 
@@ -33,9 +36,13 @@ STEPS: tuple[Step, ...] = (Step(1, 1, "first layout: tables as in storage.keys, 
 FORMAT_NOW = STEPS[-1].number
 
 
+def _number(engine: Engine, name: bytes) -> int:
+    return int(engine.get(META, name) or b"0")
+
+
 def format_of(engine: Engine) -> int:
     """The format that the data is in; 0 for an empty store."""
-    return int(engine.get(META, _FORMAT) or b"0")
+    return _number(engine, _FORMAT)
 
 
 async def migrate(engine: Engine, fresh_id: str, steps: tuple[Step, ...] = STEPS) -> list[Step]:
@@ -43,19 +50,15 @@ async def migrate(engine: Engine, fresh_id: str, steps: tuple[Step, ...] = STEPS
 
     Raises StoreForeign if the data is newer than the last step and says that older programs may not read it.
     """
-    reached = format_of(engine)
-    stamp = read_stamp(engine.path)
-    if stamp.compatible > steps[-1].number:
+    reached, compatible = format_of(engine), _number(engine, _COMPATIBLE)
+    if compatible > steps[-1].number:  # the stamp says so too, unless the power went before it was written
         raise StoreForeign(f"{engine.path} was written by a newer gearlink: upgrade")
-    done = []
-    for step in steps:
-        if step.number <= reached:
-            continue
-        await engine.commit([*step.run(engine, fresh_id), (META, _FORMAT, str(step.number).encode())])
-        done.append(step)
-    newest = max(reached, steps[-1].number)
-    if stamp.format < newest:
-        write_stamp(
-            engine.path, Stamp(stamp.product, newest, max(stamp.compatible, steps[-1].compatible), stamp.created_at)
-        )
+    done = [step for step in steps if step.number > reached]
+    for step in done:
+        reached, compatible = step.number, max(compatible, step.compatible)
+        numbers = ((META, _FORMAT, str(reached).encode()), (META, _COMPATIBLE, str(compatible).encode()))
+        await engine.commit([*step.run(engine, fresh_id), *numbers])
+    stamp = read_stamp(engine.path)
+    if (stamp.format, stamp.compatible) != (reached, compatible):
+        write_stamp(engine.path, replace(stamp, format=reached, compatible=compatible))
     return done

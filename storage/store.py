@@ -60,6 +60,8 @@ class Outcome(Protocol[T_co]):
 
 
 class Reads(Protocol):
+    """What can be asked, of the store itself and inside a change."""
+
     async def get(self, kind: type[R], *key: KeyPart) -> R | None:
         """The record with this whole key, or None."""
 
@@ -93,6 +95,8 @@ class Transaction(Reads, Protocol):
 
 
 class Store(Reads, Protocol):
+    """The promises of this module, kept. Made by an implementation, which also runs its writer."""
+
     @property
     def epoch(self) -> str:
         """Another one after every restore: positions of different epochs cannot be compared."""

@@ -5,9 +5,8 @@ run one at a time, are written whole or not at all, are told in order after they
 MessagePack, so that what the disk could not hold fails here as well. Its knobs: `fail_next`, `reads`, `writes`.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -19,6 +18,7 @@ from gearlink.sms import Code, NotSent, Send
 from storage.keys import TABLES
 from storage.records import Appended, Head, LogEntry, LogEvent, Message, Notice, Record
 from storage.store import KeyPart, Listener, Outcome
+from storage.transaction import drive
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
@@ -77,7 +77,6 @@ class FakeStore:
         self.notices: list[Notice] = []
         self._rows: dict[type[Record], Rows] = {}
         self._listeners: list[Listener] = []
-        self._writer = trio.Lock()
 
     async def get(self, kind: type[R], *key: KeyPart) -> R | None:
         await trio.lowlevel.checkpoint()
@@ -98,21 +97,36 @@ class FakeStore:
         return _scan(self._rows.get(kind, {}), kind, prefix, after, before, limit, reverse)
 
     async def write(self, change: Callable[["FakeTransaction"], Awaitable[T]]) -> T:
-        async with self._writer:
-            tx = FakeTransaction(self._rows)
-            value = _drive(change(tx))
-            trouble, self.fail_next = self.fail_next, None
-            if trouble is not None:
-                raise trouble
-            with trio.CancelScope(shield=True):  # a real disk is not stopped by a caller that went away
-                await trio.lowlevel.checkpoint()
-            self._commit(tx)
-            return value
+        await trio.lowlevel.checkpoint()
+        ended: list[Outcome[T]] = []
+        await self.submit(change, ended.append)
+        return ended[0].unwrap()
 
     async def submit(
         self, change: Callable[["FakeTransaction"], Awaitable[T]], done: Callable[[Outcome[T]], None]
     ) -> None:
-        done(await outcome.acapture(partial(self.write, change)))
+        tx = FakeTransaction(self._rows)
+        result = outcome.capture(self._run, change, tx)
+        done(result)
+        if isinstance(result, outcome.Value) and tx.notices:
+            self.notices.extend(tx.notices)
+            for listener in self._listeners:
+                listener(tx.notices)
+
+    def _run(self, change: Callable[["FakeTransaction"], Awaitable[T]], tx: "FakeTransaction") -> T:
+        value: T = drive(change(tx))
+        trouble, self.fail_next = self.fail_next, None
+        if trouble is not None:
+            raise trouble
+        for kind, changed in tx.changed.items():
+            rows = self._rows.setdefault(kind, {})
+            for key, packed in changed.items():
+                if packed is None:
+                    rows.pop(key, None)
+                else:
+                    rows[key] = packed
+        self.writes += 1
+        return value
 
     async def sweep(self, kind: type[Record], now: int) -> int:
         table = TABLES[kind]
@@ -121,7 +135,7 @@ class FakeStore:
             rows = await tx.scan(kind, limit=1_000_000)
             expired = [record for record in rows if record.expires_at <= now]  # type: ignore[attr-defined]
             for record in expired:
-                tx.delete(kind, *(getattr(record, field) for field in table.fields))
+                tx.delete(kind, *table.parts_of(record))
             return len(expired)
 
         return await self.write(change)
@@ -132,20 +146,6 @@ class FakeStore:
     def all(self, kind: type[R]) -> list[R]:
         """Every record of `kind` in key order, without counting as a read."""
         return _scan(self._rows.get(kind, {}), kind, (), None, None, 1_000_000, False)
-
-    def _commit(self, tx: "FakeTransaction") -> None:
-        for kind, changed in tx.changed.items():
-            rows = self._rows.setdefault(kind, {})
-            for key, value in changed.items():
-                if value is None:
-                    rows.pop(key, None)
-                else:
-                    rows[key] = value
-        self.writes += 1
-        self.notices.extend(tx.notices)
-        if tx.notices:
-            for listener in self._listeners:
-                listener(tx.notices)
 
 
 class FakeTransaction:
@@ -177,7 +177,7 @@ class FakeTransaction:
         self.changed.setdefault(type(record), {})[table.key_of(record)] = msgspec.msgpack.encode(record)
 
     def delete(self, kind: type[Record], *key: KeyPart) -> None:
-        self.changed.setdefault(kind, {})[_whole(kind, key)] = None
+        self.changed.setdefault(kind, {})[TABLES[kind].key(*key)] = None
 
     async def append(self, conversation_id: str, event: LogEvent) -> int:
         head = await self.get(Head, conversation_id) or Head(conversation_id, 0, 0, 0)
@@ -185,7 +185,7 @@ class FakeTransaction:
         message_sequence = sequence if isinstance(event, Message) else head.message_sequence
         entry = LogEntry(conversation_id, sequence, event)
         self.put(entry)
-        self.put(Head(conversation_id, sequence, message_sequence, max(head.active_at, event.at)))
+        self.put(Head(conversation_id, sequence, message_sequence, event.at))
         self.announce(Appended(entry))
         return sequence
 
@@ -193,26 +193,8 @@ class FakeTransaction:
         self.notices.append(notice)
 
 
-def _drive(change: Awaitable[T]) -> T:
-    """Runs a change without giving the loop back, as every store does: it may await its transaction, nothing else."""
-    assert isinstance(change, Coroutine)
-    try:
-        change.send(None)
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]
-    change.close()
-    raise RuntimeError("a change may await its transaction and nothing else")
-
-
-def _whole(kind: type[Record], key: tuple[KeyPart, ...]) -> bytes:
-    table = TABLES[kind]
-    if len(key) != len(table.fields):
-        raise TypeError(f"{table.name} has {len(table.fields)} key parts")
-    return table.key(*key)
-
-
 def _get(rows: Rows, kind: type[R], key: tuple[KeyPart, ...]) -> R | None:
-    value = rows.get(_whole(kind, key))
+    value = rows.get(TABLES[kind].key(*key))
     return None if value is None else msgspec.msgpack.decode(value, type=kind)
 
 
@@ -220,9 +202,9 @@ def _scan(
     rows: Rows, kind: type[R], prefix: tuple[KeyPart, ...], after: Any, before: Any, limit: int, reverse: bool
 ) -> list[R]:
     table = TABLES[kind]
-    start = table.key(*prefix)
-    low = table.key(*prefix, after) if after is not None else None
-    high = table.key(*prefix, before) if before is not None else None
+    start = table.prefix(*prefix)
+    low = table.prefix(*prefix, after) if after is not None else None
+    high = table.prefix(*prefix, before) if before is not None else None
     keys = [key for key in sorted(rows, reverse=reverse) if key.startswith(start)]
     if low is not None:
         keys = [key for key in keys if key[: len(low)] > low]

@@ -1,0 +1,1 @@
+"""What every implementation of a seam promises: one body of tests for all of them."""
