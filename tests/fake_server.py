@@ -6,6 +6,7 @@ the real server: it believes everybody.
 """
 
 import base64
+import contextlib
 import hashlib
 import itertools
 import json
@@ -60,10 +61,8 @@ class Socket:
 
     async def say(self, frame: protocol.AnyServerFrame | dict[str, Any]) -> None:
         if not self.server.faults.mute:
-            try:
+            with contextlib.suppress(ConnectionClosed):
                 await self.websocket.send_message(msgspec.json.encode(frame).decode())
-            except ConnectionClosed:
-                pass
 
     async def close(self, code: int, reason: str) -> None:
         """The server ends it, with a close frame."""
@@ -204,6 +203,9 @@ class FakeServer:
                 if socket in self.sockets:
                     self.sockets.remove(socket)
                 self._arrived.unpark_all()
+            with trio.move_on_after(1):
+                await socket.websocket.aclose()
+            await trio.aclose_forcefully(stream)
             nursery.cancel_scope.cancel()
 
     async def _send_later(self, socket: Socket, frame: protocol.Send, released: trio.Event) -> None:
@@ -290,6 +292,12 @@ class FakeServer:
 
     async def answer(self, request: httpx.Request) -> httpx.Response:
         await trio.lowlevel.checkpoint()
+        answer = self._answer(request)
+        for _ in range(3):  # whoever waits for this request can act before its answer arrives
+            await trio.lowlevel.checkpoint()
+        return answer
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
         path = request.url.path.removeprefix("/api/v1")
         self.requests.append((request.method, path))
         self._arrived.unpark_all()

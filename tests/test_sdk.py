@@ -11,18 +11,19 @@ import httpx
 import pytest
 import trio
 import trio.testing
-from tests.fake_server import ADDRESS, CODE, FakeServer, problem
+from trio.testing import MockClock
 
 from gearlink import protocol
 from gearlink.sdk import Client, FileState, MemoryState, Options, Refused, Unreachable, open_client
 from gearlink.sdk.options import Backoff
 from gearlink.sdk.state import State
+from tests.fake_server import ADDRESS, CODE, FakeServer, problem
 
 ANN, BOB = "+15551230001", "+15551230002"
 
 
 @pytest.fixture
-async def server(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> FakeServer:
+async def server(nursery: trio.Nursery, autojump_clock: MockClock) -> FakeServer:
     fake = FakeServer(nursery)
     nursery.start_soon(fake.watch)
     return fake
@@ -49,6 +50,12 @@ async def chat_of(server: FakeServer, client: Client) -> tuple[str, str]:
     return view.id, bob
 
 
+async def seated(server: FakeServer, client: Client) -> None:
+    """Waits until live events reach this client."""
+    await client.wait_online()
+    await server.until(lambda: server.sockets)
+
+
 async def texts(client: Client, count: int) -> list[str]:
     """The next `count` messages; other events are passed over."""
     found: list[str] = []
@@ -63,7 +70,7 @@ async def texts(client: Client, count: int) -> list[str]:
 # --- sending ---------------------------------------------------------------------------------------------------------
 
 
-async def test_send_returns_what_the_server_stored(server: FakeServer) -> None:
+async def test_send_returns_what_the_server_stored(server: FakeServer, autojump_clock: MockClock) -> None:
     async with signed_in(server) as client, client.connect():
         conversation, _bob = await chat_of(server, client)
         sent = await client.send(conversation, "hello")
@@ -72,7 +79,9 @@ async def test_send_returns_what_the_server_stored(server: FakeServer) -> None:
 
 
 @pytest.mark.parametrize("fault", ["drop_before_store", "drop_before_ack"])
-async def test_send_survives_lost_sockets_and_stores_once(server: FakeServer, fault: str) -> None:
+async def test_send_survives_lost_sockets_and_stores_once(
+    server: FakeServer, autojump_clock: MockClock, fault: str
+) -> None:
     async with signed_in(server) as client, client.connect():
         conversation, _bob = await chat_of(server, client)
         setattr(server.faults, fault, 3)
@@ -83,10 +92,12 @@ async def test_send_survives_lost_sockets_and_stores_once(server: FakeServer, fa
     assert server.connects >= 2
 
 
-async def test_sends_given_one_after_the_other_arrive_in_that_order_after_a_lost_socket(server: FakeServer) -> None:
+async def test_sends_given_one_after_the_other_arrive_in_that_order_after_a_lost_socket(
+    server: FakeServer, autojump_clock: MockClock
+) -> None:
     async with signed_in(server) as client, client.connect():
         conversation, _bob = await chat_of(server, client)
-        await client.wait_online()
+        await seated(server, client)
         server.faults.drop_before_store = 1
         async with trio.open_nursery() as nursery:
             for number in range(20):
@@ -95,7 +106,7 @@ async def test_sends_given_one_after_the_other_arrive_in_that_order_after_a_lost
     assert [message.content for message in server.logs[conversation]] == [str(number) for number in range(20)]
 
 
-async def test_final_refusal_reaches_the_caller(server: FakeServer) -> None:
+async def test_final_refusal_reaches_the_caller(server: FakeServer, autojump_clock: MockClock) -> None:
     server.faults.refuse_sends.append(protocol.Error(code="not-found", detail="no", retryable=False))
     async with signed_in(server) as client, client.connect():
         conversation, _bob = await chat_of(server, client)
@@ -105,7 +116,7 @@ async def test_final_refusal_reaches_the_caller(server: FakeServer) -> None:
         assert (await client.send(conversation, "y")).sequence_number == 1
 
 
-async def test_rate_limited_send_waits_as_told_and_goes_again(server: FakeServer) -> None:
+async def test_rate_limited_send_waits_as_told_and_goes_again(server: FakeServer, autojump_clock: MockClock) -> None:
     told = protocol.Error(code="rate-limited", detail="later", retryable=True, retry_after_ms=20_000)
     server.faults.refuse_sends.append(told)
     async with signed_in(server) as client, client.connect():
@@ -116,7 +127,7 @@ async def test_rate_limited_send_waits_as_told_and_goes_again(server: FakeServer
     assert server.connects == 1
 
 
-async def test_only_so_many_sends_are_on_their_way(server: FakeServer) -> None:
+async def test_only_so_many_sends_are_on_their_way(server: FakeServer, autojump_clock: MockClock) -> None:
     server.faults.hold_acks = trio.Event()
     async with signed_in(server, sends_in_flight_max=3) as client, client.connect():
         conversation, _bob = await chat_of(server, client)
@@ -129,7 +140,7 @@ async def test_only_so_many_sends_are_on_their_way(server: FakeServer) -> None:
     assert len(server.logs[conversation]) == 10
 
 
-async def test_cancelled_send_leaves_nothing_behind(server: FakeServer) -> None:
+async def test_cancelled_send_leaves_nothing_behind(server: FakeServer, autojump_clock: MockClock) -> None:
     server.faults.hold_acks = trio.Event()
     async with signed_in(server, sends_in_flight_max=1) as client, client.connect():
         conversation, _bob = await chat_of(server, client)
@@ -142,7 +153,9 @@ async def test_cancelled_send_leaves_nothing_behind(server: FakeServer) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x" * 16385, "é" * 8193, "\udcff"])
-async def test_text_that_the_server_would_refuse_never_leaves(server: FakeServer, text: str) -> None:
+async def test_text_that_the_server_would_refuse_never_leaves(
+    server: FakeServer, autojump_clock: MockClock, text: str
+) -> None:
     async with signed_in(server) as client, client.connect():
         conversation, _bob = await chat_of(server, client)
         with pytest.raises(Refused) as refused:
@@ -151,7 +164,9 @@ async def test_text_that_the_server_would_refuse_never_leaves(server: FakeServer
     assert not server.heard_of(protocol.Send)
 
 
-async def test_frame_too_big_for_the_server_is_refused_and_not_sent_for_ever(server: FakeServer) -> None:
+async def test_frame_too_big_for_the_server_is_refused_and_not_sent_for_ever(
+    server: FakeServer, autojump_clock: MockClock
+) -> None:
     async with signed_in(server) as client, client.connect():
         conversation, _bob = await chat_of(server, client)
         server.faults.hold_acks = trio.Event()
@@ -170,7 +185,9 @@ async def refused_as_too_large(client: Client, conversation: str) -> None:
 # --- events ----------------------------------------------------------------------------------------------------------
 
 
-async def test_missed_events_come_first_then_sync_done_then_live_ones(server: FakeServer) -> None:
+async def test_missed_events_come_first_then_sync_done_then_live_ones(
+    server: FakeServer, autojump_clock: MockClock
+) -> None:
     async with signed_in(server) as client:
         conversation, bob = await chat_of(server, client)
         for text in ("a", "b"):
@@ -185,11 +202,11 @@ async def test_missed_events_come_first_then_sync_done_then_live_ones(server: Fa
             assert live.message.content == "c"
 
 
-async def test_repeated_events_reach_the_caller_once(server: FakeServer) -> None:
+async def test_repeated_events_reach_the_caller_once(server: FakeServer, autojump_clock: MockClock) -> None:
     server.faults.repeat_live = True
     async with signed_in(server) as client, client.connect():
         conversation, bob = await chat_of(server, client)
-        await client.wait_online()
+        await seated(server, client)
         for number in range(5):
             await server.post(conversation, bob, str(number))
         assert await texts(client, 5) == ["0", "1", "2", "3", "4"]
@@ -200,10 +217,10 @@ async def test_repeated_events_reach_the_caller_once(server: FakeServer) -> None
         assert scope.cancelled_caught, "a repetition was passed on"
 
 
-async def test_gap_in_live_events_is_filled_by_a_resume(server: FakeServer) -> None:
+async def test_gap_in_live_events_is_filled_by_a_resume(server: FakeServer, autojump_clock: MockClock) -> None:
     async with signed_in(server) as client, client.connect():
         conversation, bob = await chat_of(server, client)
-        await client.wait_online()
+        await seated(server, client)
         await server.post(conversation, bob, "1")
         assert await texts(client, 1) == ["1"]
         server.faults.skip_live = {2, 3}
@@ -213,10 +230,10 @@ async def test_gap_in_live_events_is_filled_by_a_resume(server: FakeServer) -> N
     assert server.connects == 2
 
 
-async def test_hole_that_no_resume_fills_is_told_not_passed_over(server: FakeServer) -> None:
+async def test_hole_that_no_resume_fills_is_told_not_passed_over(server: FakeServer, autojump_clock: MockClock) -> None:
     async with signed_in(server) as client, client.connect():
         conversation, bob = await chat_of(server, client)
-        await client.wait_online()
+        await seated(server, client)
         await server.post(conversation, bob, "1")
         assert await texts(client, 1) == ["1"]
         server.faults.skip_live = server.faults.skip_replay = {2}
@@ -233,7 +250,7 @@ async def test_hole_that_no_resume_fills_is_told_not_passed_over(server: FakeSer
         assert seen[-1].message.content == "3"
 
 
-async def test_own_numbers_are_no_gap(server: FakeServer) -> None:
+async def test_own_numbers_are_no_gap(server: FakeServer, autojump_clock: MockClock) -> None:
     async with signed_in(server) as client, client.connect():
         conversation, bob = await chat_of(server, client)
         for number in range(3):
@@ -244,9 +261,10 @@ async def test_own_numbers_are_no_gap(server: FakeServer) -> None:
     assert server.watermarks[next(iter(server.devices)), conversation] == 6
 
 
-async def test_answer_that_comes_behind_a_later_event_is_no_gap(server: FakeServer) -> None:
+async def test_answer_that_comes_behind_a_later_event_is_no_gap(server: FakeServer, autojump_clock: MockClock) -> None:
     async with signed_in(server) as client, client.connect():
         conversation, bob = await chat_of(server, client)
+        await seated(server, client)
         await server.post(conversation, bob, "first")
         assert await texts(client, 1) == ["first"]
         async with trio.open_nursery() as nursery:
@@ -263,9 +281,12 @@ async def test_answer_that_comes_behind_a_later_event_is_no_gap(server: FakeServ
     assert server.connects == 1
 
 
-async def test_own_message_whose_answer_was_lost_is_settled_by_its_replay(server: FakeServer) -> None:
+async def test_own_message_whose_answer_was_lost_is_settled_by_its_replay(
+    server: FakeServer, autojump_clock: MockClock
+) -> None:
     async with signed_in(server) as client, client.connect():
         conversation, bob = await chat_of(server, client)
+        await seated(server, client)
         await server.post(conversation, bob, "first")
         assert await texts(client, 1) == ["first"]
         server.faults.drop_before_ack = 1
@@ -274,10 +295,10 @@ async def test_own_message_whose_answer_was_lost_is_settled_by_its_replay(server
         assert await texts(client, 1) == ["last"]
 
 
-async def test_events_are_acknowledged_once_taken_and_together(server: FakeServer) -> None:
+async def test_events_are_acknowledged_once_taken_and_together(server: FakeServer, autojump_clock: MockClock) -> None:
     async with signed_in(server) as client, client.connect():
         conversation, bob = await chat_of(server, client)
-        await client.wait_online()
+        await seated(server, client)
         for number in range(10):
             await server.post(conversation, bob, str(number))
         await trio.sleep(5)
@@ -289,12 +310,14 @@ async def test_events_are_acknowledged_once_taken_and_together(server: FakeServe
     assert [ack.sequence_number for ack in server.heard_of(protocol.Ack)] == [3, 5], "leaving in peace takes the last"
 
 
-async def test_what_was_not_taken_comes_again_in_the_next_process(server: FakeServer) -> None:
+async def test_what_was_not_taken_comes_again_in_the_next_process(
+    server: FakeServer, autojump_clock: MockClock
+) -> None:
     store = MemoryState()
     with pytest.raises(ZeroDivisionError):
         async with signed_in(server, store) as client, client.connect():
             conversation, bob = await chat_of(server, client)
-            await client.wait_online()
+            await seated(server, client)
             for text in ("a", "b", "c"):
                 await server.post(conversation, bob, text)
             await texts(client, 2)
@@ -304,10 +327,25 @@ async def test_what_was_not_taken_comes_again_in_the_next_process(server: FakeSe
         assert await texts(client, 2) == ["b", "c"]
 
 
-async def test_slow_caller_stops_the_reading_and_gets_everything_later(server: FakeServer) -> None:
+async def test_server_is_not_told_that_waiting_events_arrived(server: FakeServer, autojump_clock: MockClock) -> None:
+    async with signed_in(server) as client, client.connect():
+        conversation, bob = await chat_of(server, client)
+        await seated(server, client)
+        for text in ("a", "b", "c"):
+            await server.post(conversation, bob, text)
+        await trio.testing.wait_all_tasks_blocked()
+        await server.sockets[0].drop()
+        await server.until(lambda: len(server.heard_of(protocol.Auth)) == 2)
+        assert server.heard_of(protocol.Auth)[1].cursors == {conversation: 0}
+        assert await texts(client, 3) == ["a", "b", "c"]
+
+
+async def test_slow_caller_stops_the_reading_and_gets_everything_later(
+    server: FakeServer, autojump_clock: MockClock
+) -> None:
     async with signed_in(server, events_buffered_max=8) as client, client.connect():
         conversation, bob = await chat_of(server, client)
-        await client.wait_online()
+        await seated(server, client)
         for number in range(100):
             await server.post(conversation, bob, str(number))
         await trio.testing.wait_all_tasks_blocked()
@@ -315,7 +353,9 @@ async def test_slow_caller_stops_the_reading_and_gets_everything_later(server: F
         assert await texts(client, 100) == [str(number) for number in range(100)]
 
 
-async def test_caller_that_answers_each_event_does_not_lock_itself_up(server: FakeServer) -> None:
+async def test_caller_that_answers_each_event_does_not_lock_itself_up(
+    server: FakeServer, autojump_clock: MockClock
+) -> None:
     async with signed_in(server, events_buffered_max=8) as client:
         conversation, bob = await chat_of(server, client)
         for number in range(100):
@@ -332,7 +372,9 @@ async def test_caller_that_answers_each_event_does_not_lock_itself_up(server: Fa
     assert len(server.logs[conversation]) == 200
 
 
-async def test_incomplete_sync_names_what_to_reload_and_goes_on_behind_it(server: FakeServer) -> None:
+async def test_incomplete_sync_names_what_to_reload_and_goes_on_behind_it(
+    server: FakeServer, autojump_clock: MockClock
+) -> None:
     async with signed_in(server) as client:
         conversation, bob = await chat_of(server, client)
         for text in ("a", "b"):
@@ -347,10 +389,13 @@ async def test_incomplete_sync_names_what_to_reload_and_goes_on_behind_it(server
         assert client.state.cursors == {conversation: 3}
 
 
-async def test_new_epoch_reloads_and_is_saved_only_when_the_caller_knows(server: FakeServer) -> None:
+async def test_new_epoch_reloads_and_is_saved_only_when_the_caller_knows(
+    server: FakeServer, autojump_clock: MockClock
+) -> None:
     store = MemoryState()
     async with signed_in(server, store) as client, client.connect():
         conversation, bob = await chat_of(server, client)
+        await seated(server, client)
         await server.post(conversation, bob, "old")
         await texts(client, 1)
     server.epoch = "epoch-2"
@@ -371,10 +416,10 @@ async def test_new_epoch_reloads_and_is_saved_only_when_the_caller_knows(server:
     assert (saved.epoch, saved.cursors) == ("epoch-2", {conversation: 1})
 
 
-async def test_unknown_frames_and_keys_are_ignored(server: FakeServer) -> None:
+async def test_unknown_frames_and_keys_are_ignored(server: FakeServer, autojump_clock: MockClock) -> None:
     async with signed_in(server) as client, client.connect():
         conversation, bob = await chat_of(server, client)
-        await client.wait_online()
+        await seated(server, client)
         await server.broadcast({"type": "presence", "userId": bob})
         typing = {"type": "typing", "conversationId": conversation, "userId": bob, "active": True, "mood": 1}
         await server.broadcast(typing)
@@ -384,10 +429,10 @@ async def test_unknown_frames_and_keys_are_ignored(server: FakeServer) -> None:
     assert server.connects == 1
 
 
-async def test_receipts_never_come_twice_or_backwards(server: FakeServer) -> None:
+async def test_receipts_never_come_twice_or_backwards(server: FakeServer, autojump_clock: MockClock) -> None:
     async with signed_in(server) as client, client.connect():
         conversation, bob = await chat_of(server, client)
-        await client.wait_online()
+        await seated(server, client)
         for number in (2, 2, 1, 3):
             await server.broadcast(
                 protocol.MessageRead(conversation_id=conversation, user_id=bob, sequence_number=number, read_at="x")
@@ -398,10 +443,12 @@ async def test_receipts_never_come_twice_or_backwards(server: FakeServer) -> Non
         assert [mark.sequence_number for mark in marks if isinstance(mark, protocol.MessageRead)] == [2, 3]
 
 
-async def test_read_marks_and_typing_are_told_and_marks_again_after_a_lost_socket(server: FakeServer) -> None:
+async def test_read_marks_and_typing_are_told_and_marks_again_after_a_lost_socket(
+    server: FakeServer, autojump_clock: MockClock
+) -> None:
     async with signed_in(server) as client, client.connect():
         conversation, _bob = await chat_of(server, client)
-        await client.wait_online()
+        await seated(server, client)
         client.typing(conversation, True)
         client.mark_read(conversation, 4)
         client.mark_read(conversation, 3)
@@ -415,24 +462,39 @@ async def test_read_marks_and_typing_are_told_and_marks_again_after_a_lost_socke
 # --- the socket ------------------------------------------------------------------------------------------------------
 
 
-async def test_silent_peer_is_pinged_and_a_dead_one_given_up(server: FakeServer) -> None:
+async def test_silent_peer_is_pinged_and_a_dead_one_given_up(server: FakeServer, autojump_clock: MockClock) -> None:
     changes: list[bool] = []
     async with signed_in(server) as client, client.connect(lambda online, why: changes.append(online)):
-        await client.wait_online()
+        await seated(server, client)
         await trio.sleep(300)
         assert server.connects == 1
         assert len(server.heard_of(protocol.Ping)) >= 5
         server.faults.mute = True
         await trio.sleep(61)
-        assert changes == [True, False]
+        assert changes[:2] == [True, False]
         server.faults.mute = False
         await client.wait_online()
-    assert changes == [True, False, True]
+    assert changes[-1]
 
 
-async def test_goodbye_is_obeyed(server: FakeServer) -> None:
+async def test_leaving_closes_the_socket_in_peace_and_without_delay(
+    server: FakeServer, autojump_clock: MockClock
+) -> None:
+    changes: list[bool] = []
+    async with signed_in(server) as client:
+        async with client.connect(lambda online, why: changes.append(online)):
+            await seated(server, client)
+            left, websocket = trio.current_time(), server.sockets[0].websocket
+        assert trio.current_time() == left
+        assert changes == [True]
+        await server.until(lambda: websocket.closed is not None)
+        assert websocket.closed is not None
+        assert websocket.closed.code == 1000
+
+
+async def test_goodbye_is_obeyed(server: FakeServer, autojump_clock: MockClock) -> None:
     async with signed_in(server) as client, client.connect():
-        await client.wait_online()
+        await seated(server, client)
         await server.broadcast(protocol.Goodbye(reason="restarting", retry_after_ms=60_000))
         await server.sockets[0].close(1012, "restarting")
         left = trio.current_time()
@@ -440,14 +502,16 @@ async def test_goodbye_is_obeyed(server: FakeServer) -> None:
         assert trio.current_time() - left >= 60
 
 
-async def test_unreachable_server_is_tried_again_with_growing_pauses(server: FakeServer) -> None:
+async def test_unreachable_server_is_tried_again_with_growing_pauses(
+    server: FakeServer, autojump_clock: MockClock
+) -> None:
     async with signed_in(server) as client:
         server.faults.unreachable = True
         tries: list[float] = []
         async with client.connect(lambda online, why: tries.append(trio.current_time())):
             await trio.sleep(600)
             server.faults.unreachable = False
-            await client.wait_online()
+            await seated(server, client)
         assert tries  # told once, not at every try
 
 
@@ -463,27 +527,29 @@ def test_backoff_doubles_within_bounds_and_never_comes_early() -> None:
     assert low.next() == 0.25
 
 
-async def test_token_is_renewed_on_the_open_socket(server: FakeServer) -> None:
+async def test_token_is_renewed_on_the_open_socket(server: FakeServer, autojump_clock: MockClock) -> None:
     async with signed_in(server) as client, client.connect():
-        await client.wait_online()
+        await seated(server, client)
         await trio.sleep(3 * server.access_seconds)
     assert server.connects == 1
     tokens = [frame.access_token for frame in server.heard_of(protocol.Auth)]
     assert len(tokens) == len(set(tokens)) >= 3
 
 
-async def test_rejected_token_is_renewed_and_the_socket_opened_again(server: FakeServer) -> None:
+async def test_rejected_token_is_renewed_and_the_socket_opened_again(
+    server: FakeServer, autojump_clock: MockClock
+) -> None:
     async with signed_in(server) as client:
         server.faults.reject_auth = 1
         async with client.connect():
-            await client.wait_online()
+            await seated(server, client)
     assert ("POST", "/auth/refresh") in server.requests
 
 
-async def test_ended_session_ends_every_wait_with_its_reason(server: FakeServer) -> None:
+async def test_ended_session_ends_every_wait_with_its_reason(server: FakeServer, autojump_clock: MockClock) -> None:
     async with signed_in(server) as client, client.connect():
         conversation, _bob = await chat_of(server, client)
-        await client.wait_online()
+        await seated(server, client)
         server.faults.hold_acks = trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(expect_signed_out, client.send, conversation, "x")
@@ -501,13 +567,13 @@ async def expect_signed_out(call: Any, *arguments: Any) -> None:
     assert refused.value.status == 401
 
 
-async def test_errors_of_the_block_come_out_as_they_are(server: FakeServer) -> None:
+async def test_errors_of_the_block_come_out_as_they_are(server: FakeServer, autojump_clock: MockClock) -> None:
     with pytest.raises(KeyError):
         async with signed_in(server) as client, client.connect():
             raise KeyError("mine")
 
 
-async def test_sending_outside_of_connect_is_a_mistake(server: FakeServer) -> None:
+async def test_sending_outside_of_connect_is_a_mistake(server: FakeServer, autojump_clock: MockClock) -> None:
     async with signed_in(server) as client:
         with pytest.raises(RuntimeError):
             await client.send("0" * 8, "x")
@@ -518,7 +584,7 @@ async def test_sending_outside_of_connect_is_a_mistake(server: FakeServer) -> No
 # --- REST ------------------------------------------------------------------------------------------------------------
 
 
-async def test_problem_becomes_refused(server: FakeServer) -> None:
+async def test_problem_becomes_refused(server: FakeServer, autojump_clock: MockClock) -> None:
     async with signed_in(server) as client:
         server.faults.answers.append(problem(429, "rate-limited", "Too many requests", retry_after=7))
         with pytest.raises(Refused) as caught:
@@ -539,21 +605,25 @@ async def test_problem_becomes_refused(server: FakeServer) -> None:
         httpx.Response(200, content=b" " * 2000),
     ],
 )
-async def test_trouble_on_the_way_becomes_unreachable(server: FakeServer, answer: Any) -> None:
+async def test_trouble_on_the_way_becomes_unreachable(
+    server: FakeServer, autojump_clock: MockClock, answer: Any
+) -> None:
     async with signed_in(server, answer_bytes_max=1000) as client:
         server.faults.answers.append(answer)
         with pytest.raises(Unreachable):
             await client.me()
 
 
-async def test_call_answered_401_is_tried_once_more_with_a_new_token(server: FakeServer) -> None:
+async def test_call_answered_401_is_tried_once_more_with_a_new_token(
+    server: FakeServer, autojump_clock: MockClock
+) -> None:
     async with signed_in(server) as client:
         server.access.clear()
         assert (await client.me()).phone_number == ANN
         assert server.requests.count(("POST", "/auth/refresh")) == 1
 
 
-async def test_many_calls_share_one_renewal(server: FakeServer) -> None:
+async def test_many_calls_share_one_renewal(server: FakeServer, autojump_clock: MockClock) -> None:
     async with signed_in(server) as client:
         server.access.clear()
         async with trio.open_nursery() as nursery:
@@ -562,14 +632,14 @@ async def test_many_calls_share_one_renewal(server: FakeServer) -> None:
     assert server.requests.count(("POST", "/auth/refresh")) == 1
 
 
-async def test_token_is_renewed_before_it_runs_out(server: FakeServer) -> None:
+async def test_token_is_renewed_before_it_runs_out(server: FakeServer, autojump_clock: MockClock) -> None:
     async with signed_in(server) as client:
         await trio.sleep(server.access_seconds - 30)
         await client.me()
     assert server.requests[-2:] == [("POST", "/auth/refresh"), ("GET", "/users/me")]
 
 
-async def test_cancelled_renewal_still_saves_the_new_token(server: FakeServer) -> None:
+async def test_cancelled_renewal_still_saves_the_new_token(server: FakeServer, autojump_clock: MockClock) -> None:
     store = MemoryState()
     async with signed_in(server, store) as client:
         server.access.clear()
@@ -584,7 +654,9 @@ async def test_cancelled_renewal_still_saves_the_new_token(server: FakeServer) -
     assert saved.refresh_token in server.refresh
 
 
-async def test_two_clients_of_one_state_do_not_use_a_refresh_token_twice(server: FakeServer) -> None:
+async def test_two_clients_of_one_state_do_not_use_a_refresh_token_twice(
+    server: FakeServer, autojump_clock: MockClock
+) -> None:
     store = MemoryState()
     async with signed_in(server, store) as one, open_client(ADDRESS, store, server.options()) as other:
         server.access.clear()
@@ -593,7 +665,7 @@ async def test_two_clients_of_one_state_do_not_use_a_refresh_token_twice(server:
     assert server.requests.count(("POST", "/auth/refresh")) == 1
 
 
-async def test_history_pages_downwards_and_upwards(server: FakeServer) -> None:
+async def test_history_pages_downwards_and_upwards(server: FakeServer, autojump_clock: MockClock) -> None:
     async with signed_in(server) as client:
         conversation, bob = await chat_of(server, client)
         for number in range(1, 8):
@@ -604,7 +676,7 @@ async def test_history_pages_downwards_and_upwards(server: FakeServer) -> None:
         assert up == [[3, 4, 5], [6, 7]]
 
 
-async def test_people_are_found_by_number_and_by_name(server: FakeServer) -> None:
+async def test_people_are_found_by_number_and_by_name(server: FakeServer, autojump_clock: MockClock) -> None:
     bob = server.user(BOB, "Bob", "bob")
     async with signed_in(server) as client:
         found = await client.discover([BOB, "+15550000000"])
@@ -615,7 +687,9 @@ async def test_people_are_found_by_number_and_by_name(server: FakeServer) -> Non
         assert await client.user_named("nobody") is None
 
 
-async def test_logout_forgets_the_tokens_even_if_the_session_is_gone(server: FakeServer) -> None:
+async def test_logout_forgets_the_tokens_even_if_the_session_is_gone(
+    server: FakeServer, autojump_clock: MockClock
+) -> None:
     store = MemoryState()
     async with signed_in(server, store) as client:
         server.access.clear()
@@ -669,7 +743,7 @@ async def test_foreign_file_is_refused_and_left_alone(tmp_path: Path) -> None:
         assert path.read_text() == text
 
 
-async def test_state_of_another_server_is_refused(server: FakeServer) -> None:
+async def test_state_of_another_server_is_refused(server: FakeServer, autojump_clock: MockClock) -> None:
     store = MemoryState()
     async with signed_in(server, store):
         pass
@@ -678,7 +752,7 @@ async def test_state_of_another_server_is_refused(server: FakeServer) -> None:
             pass
 
 
-async def test_no_secret_in_any_repr(server: FakeServer) -> None:
+async def test_no_secret_in_any_repr(server: FakeServer, autojump_clock: MockClock) -> None:
     store = MemoryState()
     async with signed_in(server, store) as client, client.connect():
         shown = [repr(each) for each in (client, client.state, store, server.options(), client.events())]

@@ -14,17 +14,15 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 
-import msgspec
 import trio
 
-from config.limits import AUTH_SECONDS_MAX, CONTENT_BYTES_MAX, MENTIONS_MAX, TEMP_ID_CHARS_MAX
+from config.limits import AUTH_SECONDS_MAX
 from gearlink.protocol import (
     Auth,
     AuthOk,
     ClientFrame,
     Error,
     Goodbye,
-    Send,
     SendAck,
     SyncDone,
     TypingStart,
@@ -34,7 +32,7 @@ from gearlink.sdk.connection import NOT_AUTHENTICATED_CODE, TOO_BIG_CODE, Connec
 from gearlink.sdk.failures import Refused, Unreachable
 from gearlink.sdk.inbox import Event, Inbox, reloads
 from gearlink.sdk.options import Backoff, Options
-from gearlink.sdk.outbox import Marks, Outbox, Sent
+from gearlink.sdk.outbox import Marks, Outbox, Sent, checked_send, told_seconds
 from gearlink.sdk.rest import Rest
 from gearlink.sdk.state import MemoryState, State, StateStore
 
@@ -74,6 +72,7 @@ class Client(Rest):
         self._online: Connection | None = None
         self._goodbye: float | None = None
         self._rejected_tokens = 0
+        self._leaving = False
         self._told = (False, "")
         self._on_change: OnChange = lambda online, detail: None
 
@@ -142,6 +141,7 @@ class Client(Rest):
             raise RuntimeError("this client is connected already")
         self._on_change = on_change or self._on_change
         self._inbox.load()
+        self._leaving = False
         self._inbox.open, self._inbox.failure = True, None
         trouble: Exception | None = None
         try:
@@ -178,6 +178,8 @@ class Client(Rest):
                     self._fail(refused)
                     return
                 lost = Lost(refused.detail, retry_after_seconds=refused.retry_after_seconds)
+            if self._leaving:
+                return
             if self._ended(lost, token):
                 return
             if not lost.at_once:
@@ -346,6 +348,7 @@ class Client(Rest):
 
     async def _leave(self) -> None:
         """The block was left in peace: what the caller had counts as taken, and the marks are told if they can be."""
+        self._leaving = True
         self._inbox.settle()
         connection = self._online
         if connection is None:
@@ -354,7 +357,7 @@ class Client(Rest):
             try:
                 for frame in self._marks.take(trio.current_time(), all_now=True):
                     await connection.say(frame)
-                await connection.drain()
+                await connection.close()
             except Lost:
                 pass  # the next process resumes from the saved cursors
 
@@ -411,34 +414,3 @@ async def open_client(
         nursery.cancel_scope.cancel()
     if trouble is not None:
         raise trouble
-
-
-def told_seconds(error: Error) -> float | None:
-    """How long the server asks to wait."""
-    return error.retry_after_ms / 1000 if isinstance(error.retry_after_ms, int) else None
-
-
-def checked_send(
-    conversation_id: str, text: str, temp_id: str, reply_to_id: str | None, mentions: Sequence[str]
-) -> Send:
-    """The frame, checked here: one over the server's limits would end the socket, and be tried again for ever. Raises
-    Refused `invalid-request`."""
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        raise Refused("invalid-request", 422, "The text is not valid Unicode") from None
-    if not 0 < size <= CONTENT_BYTES_MAX:
-        raise Refused("invalid-request", 422, f"A text has 1 to {CONTENT_BYTES_MAX} bytes in UTF-8")
-    if not 0 < len(temp_id) <= TEMP_ID_CHARS_MAX or len(mentions) > MENTIONS_MAX:
-        raise Refused("invalid-request", 422, f"tempId has 1 to {TEMP_ID_CHARS_MAX} characters, mentions {MENTIONS_MAX}")
-    frame = Send(
-        temp_id=temp_id,
-        conversation_id=conversation_id,
-        content=text,
-        reply_to_id=reply_to_id,
-        mentions=list(mentions) or None,
-    )
-    try:
-        return msgspec.convert(msgspec.to_builtins(frame), Send)
-    except msgspec.ValidationError:
-        raise Refused("invalid-request", 422, "An id has the form of a UUID in lower case") from None

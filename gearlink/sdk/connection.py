@@ -22,7 +22,7 @@ from trio_websocket import (
 
 from gearlink.protocol import SUBPROTOCOL, AnyServerFrame, ClientFrame, Ping, decode_server, encode
 from gearlink.sdk.options import Options
-from gearlink.sdk.rest import reason, seconds
+from gearlink.sdk.translate import reason, seconds
 
 PATH = "/ws"
 WRITES_QUEUED_MAX = 16
@@ -53,6 +53,7 @@ class Connection:
         self._options = options
         self._to_writer, self._from_callers = trio.open_memory_channel[str](WRITES_QUEUED_MAX)
         self._written = trio.Event()
+        self._closing = trio.Lock()
         self.heard_at = self.said_at = trio.current_time()
         self.reading = True  # False while the listener waits for its own caller: then silence is no sign of death
 
@@ -79,10 +80,17 @@ class Connection:
             if frame is not None:
                 return frame
 
-    async def drain(self) -> None:
-        """Waits until all that was said is written; nothing can be said afterwards."""
+    async def close(self) -> None:
+        """Ends it in peace: waits until all that was said is written, then for the closing handshake."""
         self._to_writer.close()
         await self._written.wait()
+        await self.shake_hands()
+
+    async def shake_hands(self) -> None:
+        """The closing handshake (RFC 6455 §7.1.2). Whoever comes second waits for the first, because a socket that is
+        closing looks closed already while its reader still has the answer to read."""
+        async with self._closing:
+            await self._socket.aclose(NORMAL_CODE)
 
     async def pulse(self, heartbeat_seconds: float) -> None:
         """Pings whenever one side was silent for a heartbeat. Raises Lost if the peer stays silent for another."""
@@ -130,8 +138,9 @@ async def hold(server: str, options: Options, life: Callable[[Connection], Await
                 try:
                     await life(connection)
                 finally:
-                    with trio.move_on_after(options.close_seconds_max, shield=True):
-                        await socket.aclose(NORMAL_CODE)
+                    # Not shielded: once this is cancelled nobody reads the peer's answer to the close frame.
+                    with trio.move_on_after(options.close_seconds_max):
+                        await connection.shake_hands()
                 nursery.cancel_scope.cancel()
         finally:
             await trio.aclose_forcefully(stream)

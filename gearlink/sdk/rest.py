@@ -5,11 +5,12 @@ meanwhile; a call that is answered 401 is tried once more with a new token; ever
 size limit. Problems become `Refused`, trouble on the way `Unreachable`. It knows nothing of sockets or events.
 """
 
-import base64
-import hashlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import msgspec
 import trio
@@ -26,13 +27,13 @@ from gearlink.protocol import (
     MemberView,
     MessageView,
     Page,
-    Problem,
     Role,
     User,
 )
 from gearlink.sdk.failures import Refused, Unreachable
 from gearlink.sdk.options import Options
 from gearlink.sdk.state import State, StateStore
+from gearlink.sdk.translate import checked_address, encoded, phone_hash, reason, refusal
 
 if TYPE_CHECKING:
     import httpx
@@ -170,7 +171,7 @@ class Rest:
     # --- people and devices -------------------------------------------------------------------------------------------
 
     async def devices(self) -> list[Device]:
-        return [device async for device in self._items("/devices", Device, {})]
+        return [device async for device in self._items("/devices", Device)]
 
     async def remove_device(self, device_id: str) -> None:
         await self.call("DELETE", f"/devices/{device_id}", None)
@@ -218,7 +219,7 @@ class Rest:
 
     def conversations(self) -> AsyncIterator[ConversationView]:
         """All of the caller's, newest activity first."""
-        return self._items("/conversations", ConversationView, {})
+        return self._items("/conversations", ConversationView)
 
     async def conversation(self, conversation_id: str) -> ConversationView:
         return await self.call("GET", f"/conversations/{conversation_id}", ConversationView)
@@ -230,7 +231,7 @@ class Rest:
         await self.call("DELETE", f"/conversations/{conversation_id}", None)
 
     def members(self, conversation_id: str) -> AsyncIterator[MemberView]:
-        return self._items(f"/conversations/{conversation_id}/members", MemberView, {})
+        return self._items(f"/conversations/{conversation_id}/members", MemberView)
 
     async def add_members(self, conversation_id: str, user_ids: Sequence[str], role: Role = "member") -> None:
         form = calls.MembersForm(user_ids=list(user_ids), role=role)
@@ -244,44 +245,26 @@ class Rest:
         """Takes a member out; oneself to leave."""
         await self.call("DELETE", f"/conversations/{conversation_id}/members/{user_id}", None)
 
-    async def history(
+    def history(
         self, conversation_id: str, *, before: int | None = None, after: int | None = None, limit: int = PAGE_DEFAULT
-    ) -> AsyncIterator[list[MessageView]]:
+    ) -> "History":
         """Pages of messages: newest first, below `before`; or, with `after`, oldest first, above it."""
         if before is not None and after is not None:
             raise ValueError("give before or after, not both")
-        params = {"limit": limit}
-        while True:
-            if after is not None:
-                params["after"] = after
-            elif before is not None:
-                params["before"] = before
-            path = f"/conversations/{conversation_id}/messages"
-            page = await self.call("GET", path, Page[MessageView], params=params)
-            items = sorted(page.items, key=lambda message: message.sequence_number, reverse=after is None)
-            if items:
-                yield items
-            if not items or page.next is None:
-                return
-            before, after = (items[-1].sequence_number, None) if after is None else (None, items[-1].sequence_number)
+        path = f"/conversations/{conversation_id}/messages"
+        return History(partial(self.call, "GET", path, Page[MessageView]), before, after, limit)
 
     async def message(self, message_id: str) -> MessageView:
         return await self.call("GET", f"/messages/{message_id}", MessageView)
 
     def deliveries(self, message_id: str) -> AsyncIterator[DeliveryView]:
         """How far a message has come, for each member."""
-        return self._items(f"/messages/{message_id}/deliveries", DeliveryView, {})
+        return self._items(f"/messages/{message_id}/deliveries", DeliveryView)
 
     # --- one exchange -------------------------------------------------------------------------------------------------
 
-    async def _items(self, path: str, form: type[T], params: dict[str, Any]) -> AsyncIterator[T]:
-        while True:
-            page: Page[T] = await self.call("GET", path, Page[form], params=params)  # type: ignore[valid-type]
-            for item in page.items:
-                yield item
-            if page.next is None:
-                return
-            params = {**params, "cursor": page.next}
+    def _items(self, path: str, form: type[T]) -> "Items[T]":
+        return Items(partial(self.call, "GET", path, Page[form]))  # type: ignore[valid-type]
 
     async def call(
         self,
@@ -346,68 +329,63 @@ class Rest:
 
     async def _read(self, response: "httpx.Response") -> bytes:
         data = bytearray()
-        async for chunk in response.aiter_bytes():
-            data += chunk
-            if len(data) > self._options.answer_bytes_max:
-                raise Unreachable(f"the answer of {self.server} is too long")
+        async with aclosing(response.aiter_bytes()) as chunks:  # type: ignore[type-var]  # it is a generator
+            async for chunk in chunks:
+                data += chunk
+                if len(data) > self._options.answer_bytes_max:
+                    raise Unreachable(f"the answer of {self.server} is too long")
         return bytes(data)
 
 
-def checked_address(server: str) -> str:
-    """`server` without the slash at its end. Raises ValueError unless it is `http://host[:port]` or https."""
-    scheme, separator, rest = server.rstrip("/").partition("://")
-    if scheme not in ("http", "https") or not separator or not rest or "/" in rest or "@" in rest or "?" in rest:
-        raise ValueError("the server's address has the form http://host:port or https://host")
-    return f"{scheme}://{rest}"
+class Items(Generic[T]):
+    """The items of a list, fetched page by page as they are asked for. Not a generator: it may be left at any point."""
+
+    __slots__ = ("_fetch", "_items", "_next")
+
+    def __init__(self, fetch: Callable[..., Awaitable[Page[T]]]) -> None:
+        self._fetch = fetch
+        self._items: deque[T] = deque()
+        self._next: dict[str, Any] | None = {}
+
+    def __aiter__(self) -> "Items[T]":
+        return self
+
+    async def __anext__(self) -> T:
+        while not self._items:
+            if self._next is None:
+                raise StopAsyncIteration
+            page = await self._fetch(params=self._next)
+            self._items.extend(page.items)
+            self._next = None if page.next is None else {"cursor": page.next}
+        return self._items.popleft()
 
 
-def phone_hash(phone_number: str) -> str:
-    """What stands for a number in a discovery: base64url without padding of its SHA-256."""
-    digest = hashlib.sha256(phone_number.encode()).digest()
-    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+class History:
+    """The pages of a conversation's past, in one direction. Like `Items`, it may be left at any point."""
 
+    __slots__ = ("_fetch", "_limit", "_more", "_name", "_position")
 
-def encoded(body: msgspec.Struct) -> bytes:
-    """The JSON of a request; keys whose value is None are left out unless giving a value up is their meaning."""
-    fields = msgspec.to_builtins(body)
-    if not isinstance(body, calls.ProfileForm | calls.ConversationChange):
-        fields = {key: value for key, value in fields.items() if value is not None}
-    try:
-        return msgspec.json.encode(fields)
-    except UnicodeEncodeError:
-        raise Refused("invalid-request", 422, "The text is not valid Unicode") from None
+    def __init__(
+        self, fetch: Callable[..., Awaitable[Page[MessageView]]], before: int | None, after: int | None, limit: int
+    ) -> None:
+        self._fetch = fetch
+        self._name, self._position = ("before", before) if after is None else ("after", after)
+        self._limit = limit
+        self._more = True
 
+    def __aiter__(self) -> "History":
+        return self
 
-def refusal(status: int, data: bytes, headers: "httpx.Headers") -> Refused | Unreachable:
-    """What an answer outside 2xx means. One that is no problem of ours (a proxy's page) with 5xx is `Unreachable`."""
-    retry_after = seconds(headers.get("retry-after"))
-    try:
-        problem = msgspec.json.decode(data, type=Problem)
-    except (msgspec.DecodeError, UnicodeError):
-        if status >= 500:
-            return Unreachable(f"the server answered {status}", retry_after_seconds=retry_after)
-        return Refused("unknown", status, f"The server answered {status}", retry_after_seconds=retry_after)
-    return Refused(
-        problem.code,
-        status,
-        problem.detail,
-        retryable=status == 429 or status >= 500,
-        retry_after_seconds=retry_after,
-        correlation_id=problem.correlation_id,
-        errors=problem.errors if problem.errors is not msgspec.UNSET else None,
-    )
-
-
-def seconds(text: str | None) -> float | None:
-    """Retry-After as seconds (RFC 9110 §10.2.3); its date form, which our server never sends, counts as absent."""
-    return float(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 10 else None
-
-
-def reason(error: BaseException) -> str:
-    """A short reason for a person: the text of an operating system's error, else the kind of trouble."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__cause__ or cause.__context__
-    return type(error).__name__
+    async def __anext__(self) -> list[MessageView]:
+        if not self._more:
+            raise StopAsyncIteration
+        params = {"limit": self._limit}
+        if self._position is not None:
+            params[self._name] = self._position
+        page = await self._fetch(params=params)
+        if not page.items:
+            self._more = False
+            raise StopAsyncIteration
+        items = sorted(page.items, key=lambda message: message.sequence_number, reverse=self._name == "before")
+        self._more, self._position = page.next is not None, items[-1].sequence_number
+        return items
