@@ -69,8 +69,15 @@ class House:
     closing: trio.Event
     tls: ssl.SSLContext | None = None
     http: http_app.App | None = None
+    listener: Listener | None = None
     is_ready: bool = False
     url: str = ""
+
+    def operator(self) -> control.Operator:
+        """What the operator's commands call."""
+        return control.Operator(
+            self.accounts, self.tokens, lambda: self.settings.server.public_url or self.url or _url(self.settings)
+        )
 
     def reload(self, fresh: Settings) -> list[str]:
         """Takes over the settings that may change while the server runs; returns the keys that wait for a restart.
@@ -85,6 +92,9 @@ class House:
         self.accounts.reload(settings)
         if self.http is not None:
             self.http.reload(settings)
+        if self.listener is not None:
+            self.listener.reload(_listen_config(settings))
+        self.conversations.members_max = settings.limits.group_members_max
         _set_rate(self.send_throttle, settings)
         self.hub.connections_per_user = settings.limits.connections_per_user
         journal.set_level(settings.logging.level)
@@ -120,7 +130,7 @@ def furnish(settings: Settings, store: EmbeddedStore, clock: Clock, metrics: Met
     verification = Verification(store, clock, settings, metrics, sms)
     send_throttle = Throttle("messages", 0, 1)
     _set_rate(send_throttle, settings)
-    messages = Messages(store, clock, send_throttle)
+    messages = Messages(store, clock, send_throttle, metrics)
     broker = Broker()
     hub = Hub(
         clock,
@@ -176,16 +186,18 @@ async def serve(
         except StoreError as trouble:
             raise fatal_of(trouble) from trouble
         house = furnish(settings, store, clock, metrics, sms)
+        try:
+            await house.tokens.ready()
+        except StoreError as trouble:
+            raise fatal_of(trouble) from trouble
         listeners = await open_tcp_listeners(settings.server.listen)
         async with trio.open_nursery() as backstage:
-            await house.tokens.ready()
             await backstage.start(house.verification.run)
             await backstage.start(house.receipts.run)
+            await backstage.start(house.hub.flusher.run)
             await backstage.start(house.hub.sweep)
             await backstage.start(upkeep.run, store, clock, house.tokens)
-            await backstage.start(
-                control.serve, Path(settings.storage.data), control.Operator(house.accounts, house.tokens)
-            )
+            await backstage.start(control.serve, Path(settings.storage.data), house.operator())
             async with trio.open_nursery() as sessions:
                 listener = _doors(house)
                 await sessions.start(listener.serve, listeners)
@@ -221,30 +233,36 @@ def _doors(house: House) -> Listener:
         correlation_id.set(sent_id or new_id())
         await ws_session.host(websocket, stream, doorway)
 
+    def on_refused(reason: str) -> None:
+        house.metrics.connections_refused.labels(reason).inc()
+
     def on_crash(crash: BaseException) -> None:
         house.metrics.connection_crashes.inc()
         _log.error("connection.crash", trouble=crash)
 
     domain = Domain(house.accounts, house.verification, house.conversations, house.messages, house.receipts)
     house.http = http_app.build(domain, settings, house.metrics, ready=lambda: house.is_ready, jwks=house.tokens.jwks)
-    return Listener(
-        house.http,
-        on_websocket,
-        ListenConfig(
-            connections_max=settings.limits.connections_max,
-            pending_connections_per_address=settings.limits.pending_connections_per_address,
-            trusted_proxies=settings.server.trusted_proxies,
-            frame_bytes_max=settings.limits.frame_kib * 1024,
-        ),
-        tls=lambda: house.tls,
-        on_crash=on_crash,
+    config = _listen_config(settings)
+    house.listener = Listener(
+        house.http, on_websocket, config, tls=lambda: house.tls, on_crash=on_crash, on_refused=on_refused
+    )
+    return house.listener
+
+
+def _listen_config(settings: Settings) -> ListenConfig:
+    return ListenConfig(
+        connections_max=settings.limits.connections_max,
+        pending_connections_per_address=settings.limits.pending_connections_per_address,
+        trusted_proxies=settings.server.trusted_proxies,
+        frame_bytes_max=settings.limits.frame_kib * 1024,
     )
 
 
-def _url(settings: Settings, port: int) -> str:
-    host, _port = split_address(settings.server.listen)
+def _url(settings: Settings, port: int | None = None) -> str:
+    """Where the server listens; `port` is the one that the system chose, if it did."""
+    host, named_port = split_address(settings.server.listen)
     shown = f"[{host}]" if ":" in host else host
-    return f"{'https' if settings.server.tls_certificate else 'http'}://{shown}:{port}"
+    return f"{'https' if settings.server.tls_certificate else 'http'}://{shown}:{port or named_port}"
 
 
 async def _wait_for_the_end(house: House) -> None:
@@ -271,6 +289,7 @@ async def _drain(house: House, listener: Listener) -> None:
 
     with trio.move_on_after(house.settings.server.drain_seconds):
         with trio.move_on_after(_ANSWERS_SECONDS_MAX):
+            await house.receipts.flush()
             with suppress(StoreError):
                 await house.store.write(nothing)
         house.hub.close_all()

@@ -196,22 +196,24 @@ def _raise_file_limit() -> None:
 async def _operator(options: argparse.Namespace) -> "AsyncIterator[Operator]":
     """The operator's hand on the store itself, for when no server runs."""
     from gearlink import app, clock, journal
-    from gearlink.control import Operator
     from storage.embedded import open_store
     from storage.store import StoreError
 
     settings, time, metrics = _load(options).settings, clock.Clock(), journal.Metrics()
+    writer = journal.configure(settings.logging.level)
     try:
         async with open_store(Path(settings.storage.data), now=time.now(), fresh_id=clock.new_id()) as store:
             house = app.furnish(settings, store, time, metrics, None)
             await house.tokens.ready()
-            yield Operator(house.accounts, house.tokens)
+            yield house.operator()
     except* StoreError as troubles:
         found: BaseException = troubles
         while isinstance(found, BaseExceptionGroup):
             found = found.exceptions[0]
         assert isinstance(found, StoreError)
         raise app.fatal_of(found) from None
+    finally:
+        writer.close()
 
 
 def _ask(options: argparse.Namespace, command: "Command") -> "Reply":
@@ -248,8 +250,7 @@ def _invite(options: argparse.Namespace) -> None:
     if not 1 <= options.days <= 365:
         raise Fatal(ExitStatus.USAGE, "--days takes 1 to 365")
     reply = _ask(options, Invite(options.days))
-    settings = _load(options).settings
-    where = settings.server.public_url or f"http://{settings.server.listen}"
+    where = reply.url
     print(f"invite code: {reply.invite_code}")
     print(f"invite link: {where}/?invite={reply.invite_code}")
     print(

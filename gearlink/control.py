@@ -8,7 +8,7 @@ commands open the store themselves and call the same `Operator`.
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -59,22 +59,23 @@ class Reply(msgspec.Struct, omit_defaults=True):
 
     error: str = ""
     invite_code: str = ""
+    url: str = ""
     users: list[User] = []
     next: str | None = None
 
 
 class Operator:
-    """What the person who runs the server may do without an account."""
+    """What the person who runs the server may do without an account. `url` is where people reach it."""
 
-    def __init__(self, accounts: Accounts, tokens: Tokens) -> None:
-        self._accounts, self._tokens = accounts, tokens
+    def __init__(self, accounts: Accounts, tokens: Tokens, url: Callable[[], str]) -> None:
+        self._accounts, self._tokens, self._url = accounts, tokens, url
 
     async def run(self, command: Command) -> Reply:
         """Does it. A refusal comes back as `error`."""
         try:
             match command:
                 case Invite(days):
-                    return Reply(invite_code=await self._accounts.create_invite(days=days))
+                    return Reply(invite_code=await self._accounts.create_invite(days=days), url=self._url())
                 case SetAdmin(who, is_admin):
                     change = self._accounts.promote if is_admin else self._accounts.demote
                     return Reply(users=[await change(who)])

@@ -154,7 +154,7 @@ class Conversations:
     """The rules of conversations over a store."""
 
     def __init__(self, store: Store, clock: Clock, *, members_max: int) -> None:
-        self._store, self._clock, self._members_max = store, clock, members_max
+        self._store, self._clock, self.members_max = store, clock, members_max
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -231,7 +231,7 @@ class Conversations:
         others = [user_id for user_id in dict.fromkeys(form.member_ids) if user_id != actor.user_id]
         if form.type == "direct" and (len(others) != 1 or form.name or form.description):
             raise _invalid("memberIds", "a direct conversation is with exactly one other person and has no name")
-        if len(others) + 1 > self._members_max:
+        if len(others) + 1 > self.members_max:
             raise Refusal(GROUP_FULL)
         conversation_id, now = new_id(), self._clock.now()
 
@@ -305,7 +305,7 @@ class Conversations:
             for user_id in user_ids:
                 if await tx.get(Member, conversation_id, user_id):
                     raise Refusal(ALREADY_MEMBER)
-            if conversation.member_count + len(user_ids) > self._members_max:
+            if conversation.member_count + len(user_ids) > self.members_max:
                 raise Refusal(GROUP_FULL)
             head = await tx.get(Head, conversation_id)
             assert head is not None

@@ -6,6 +6,7 @@ hypercorn's own WebSocket and its upgrades to cleartext HTTP/2 are never reached
 """
 
 import math
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -13,24 +14,26 @@ from typing import Any, cast
 
 import h2.events
 import h2.exceptions
-import msgspec
 import trio
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
+from h11 import ERROR, LocalProtocolError
+from h11 import Data as Http1Data
 from h11 import Request as Http1Request
+from h11 import Response as Http1Response
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol.events import Body, EndBody, Trailers
+from hypercorn.protocol.events import Body, EndBody, Request, StreamClosed, Trailers
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h2 import H2Protocol
-from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.trio.task_group import TaskGroup
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.trio.task_group import TaskGroup, _handle
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import AppWrapper, ConnectionState
+from hypercorn.typing import AppWrapper, ConnectionState, H11SendableEvent
 from hypercorn.utils import parse_socket_addr
 
-from gearlink.errors import UPGRADE_REQUIRED
 from gearlink.streams import LINGER_SECONDS, WRITE_BYTES_STEP, GuestStream
 
 
@@ -52,11 +55,33 @@ def _head_bytes(request: Http1Request) -> int:
     return len(request.target) + sum(len(name) + len(value) + 4 for name, value in request.headers)
 
 
+class _Http1Stream(HTTPStream):
+    """One request and its answer. It tells the protocol which part of the answer is the last, ahead of the part."""
+
+    def __init__(self, protocol: "_Http1") -> None:
+        house = (protocol.app, protocol.config, protocol.context, protocol.task_group, protocol.ssl)
+        super().__init__(*house, protocol.client, protocol.server, protocol.stream_send, STREAM_ID)
+        self._protocol = protocol
+
+    async def app_send(self, message: Any) -> None:
+        if message is not None:
+            self._protocol.is_ending = not message.get("more_body", False)
+        await super().app_send(message)
+
+
 class _Http1(H11Protocol):
+    """Writes an answer at once where the app gives it at once, and each part as it comes where it does not."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.is_ending = True  # the end of the answer follows without a pause
+        self._held = b""  # what waits for more of the same answer: a head, or with it a body that is not large
+
     async def _check_protocol(self, event: Http1Request) -> None:
         """No upgrade to cleartext HTTP/2: RFC 9113 §3.1 has given it up, and a bad one ended hypercorn."""
 
     async def _create_stream(self, request: Http1Request) -> None:
+        """No WebSocket either: RFC 9110 §7.8 lets a server ignore `Upgrade`."""
         refused = 0
         if request.http_version not in (b"1.0", b"1.1"):  # such as the preface of HTTP/2: `PRI * HTTP/2.0`
             refused = 505
@@ -66,13 +91,46 @@ class _Http1(H11Protocol):
             await self._send_error_response(refused)
             await self.send(Closed())
             return
-        if any(name == b"upgrade" for name, _ in request.headers):
-            # RFC 9110 §7.8: a server may ignore the field. With it, hypercorn's own WebSocket would take over.
-            kept = [(name, value) for name, value in request.headers if name != b"upgrade"]
-            request = Http1Request(
-                method=request.method, headers=kept, target=request.target, http_version=request.http_version
+        self.stream = _Http1Stream(self)
+        self.keep_alive_requests += 1
+        await self.stream.handle(
+            Request(
+                stream_id=STREAM_ID,
+                headers=list(request.headers),
+                http_version=request.http_version.decode(),
+                method=request.method.decode("ascii").upper(),
+                raw_path=request.target,
+                state=self.connection_state,
             )
-        await super()._create_stream(request)
+        )
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        if isinstance(event, StreamClosed):
+            await self._write(b"")  # of an app that has ended in the middle of its answer
+        await super().stream_send(event)
+
+    async def _send_h11_event(self, event: H11SendableEvent) -> None:
+        try:
+            data = self.connection.send(event) or b""
+        except LocalProtocolError:
+            if self.connection.their_state is not ERROR:
+                raise
+            return
+        # The app may not begin an answer before it has some of its body (ASGI), so a head never waits for long.
+        more_follows = isinstance(event, Http1Response) or (isinstance(event, Http1Data) and self.is_ending)
+        if more_follows and len(self._held) + len(data) <= WRITE_BYTES_STEP:
+            self._held += data
+        else:
+            await self._write(data)
+
+    async def _write(self, data: bytes) -> None:
+        """What was held, and `data`: as one write unless `data` is large, which is not copied."""
+        held, self._held = self._held, b""
+        if held and len(data) > WRITE_BYTES_STEP:
+            await self.send(RawData(data=held))
+            held = b""
+        if held or data:
+            await self.send(RawData(data=held + data))
 
 
 class _Http2(H2Protocol):
@@ -130,33 +188,61 @@ class _Http2(H2Protocol):
             await super().stream_send(event)
 
 
+class _Inbox:
+    """What an app can receive of its request, `count_max` messages ahead of it. Made for each request, so it is lean.
+
+    Putting never waits for an app that reads no more: once the request is over, what still comes is dropped.
+    """
+
+    __slots__ = ("_changed", "_count_max", "_messages", "_over")
+
+    def __init__(self, count_max: int) -> None:
+        self._messages: deque[Any] = deque()
+        self._count_max = count_max
+        self._over = False
+        self._changed: trio.Event | None = None  # whoever waits, the app or the connection, is told by it
+
+    async def put(self, message: Any) -> None:
+        while len(self._messages) >= self._count_max and not self._over and message["type"] != "http.disconnect":
+            await self._change()
+        if message["type"] == "http.disconnect":
+            self._over = True
+        elif not self._over:
+            self._messages.append(message)
+        self._tell()
+
+    async def receive(self) -> Any:
+        while not self._messages:
+            if self._over:
+                return {"type": "http.disconnect"}
+            await self._change()
+        await trio.lowlevel.checkpoint()
+        self._tell()
+        return self._messages.popleft()
+
+    async def _change(self) -> None:
+        if self._changed is None:
+            self._changed = trio.Event()
+        await self._changed.wait()
+
+    def _tell(self) -> None:
+        changed, self._changed = self._changed, None
+        if changed is not None:
+            changed.set()
+
+
 class _AppTasks(TaskGroup):
-    """Hands the app its messages, and never waits for one that reads no more: its queue would stay full for ever."""
+    """Gives each request an inbox of ours: hypercorn's waits for an app that reads no more, and so for ever."""
 
     async def spawn_app(
         self, app: AppWrapper, config: Config, scope: Any, send: Callable[[Any], Awaitable[None]]
     ) -> Callable[[Any], Awaitable[None]]:
-        sender, receiver = trio.open_memory_channel[Any](config.max_app_queue_size)
-
-        async def receive() -> Any:
-            try:
-                return await receiver.receive()
-            except trio.EndOfChannel:
-                return {"type": "http.disconnect"}
-
-        async def put(message: Any) -> None:
-            if message["type"] == "http.disconnect":
-                sender.close()
-                return
-            with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
-                await sender.send(message)
-
-        async def speak(scope: Any, _receive: Any, send: Any, *threads: Any) -> None:
-            with receiver:  # an app that has returned reads no more: what still comes is dropped
-                await app(scope, receive, send, *threads)
-
-        await super().spawn_app(cast(AppWrapper, speak), config, scope, send)
-        return put
+        inbox = _Inbox(config.max_app_queue_size)
+        # hypercorn's own runner of an app, which ends the answer whatever becomes of the app.
+        threads = (trio.to_thread.run_sync, trio.from_thread.run)
+        assert self._nursery is not None
+        self._nursery.start_soon(_handle, app, config, scope, inbox.receive, send, *threads)
+        return inbox.put
 
 
 class HttpConnection(TCPServer):
@@ -242,15 +328,3 @@ class HttpConnection(TCPServer):
             self._ended = True
             self._reading.deadline = trio.current_time() + LINGER_SECONDS
             await self.stream.send_eof()
-
-
-async def answer_upgrade_required(scope: Any, send: Any) -> None:
-    """What a plain request of the WebSocket's path gets, as ASGI messages."""
-    entry = UPGRADE_REQUIRED
-    problem = {"type": f"/problems/{entry.code}", "title": entry.title, "status": entry.status, "code": entry.code}
-    body = msgspec.json.encode(problem)
-    headers = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % len(body))]
-    if scope["http_version"] != "2":  # RFC 9110 §15.5.22 wants the fields, RFC 9113 §8.2.2 forbids them in HTTP/2
-        headers += [(b"upgrade", b"websocket"), (b"connection", b"upgrade")]
-    await send({"type": "http.response.start", "status": entry.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})

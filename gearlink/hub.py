@@ -1,10 +1,9 @@
 """The live side: who is connected, in which rooms, and what each socket still has to be sent.
 
 A room is a conversation as far as somebody is connected to it. What the store commits arrives here in order; each event's
-frame is built once and the same bytes go to every outbox, those of one commit joined. An outbox is a list of bytes with a
-cap; its task joins what waits and sends it in one call. Over the cap the socket is cut with 4408, never the room held up:
-the device resumes from its cursor. A socket is in a room from the moment it has caught up with the log (`Seat.go_live`),
-so it gets no event twice and misses none. The hub knows no store, no rights and no HTTP.
+frame is built once and the same bytes go to every outbox, those of one commit joined. An outbox over its cap is cut with
+4408, never the room held up: the device resumes from its cursor. A socket is in a room from the moment it has caught up
+with the log (`Seat.go_live`), so it gets no event twice and misses none. The hub knows no store, no rights and no HTTP.
 """
 
 import random
@@ -21,6 +20,7 @@ from gearlink.clock import Clock, rfc3339
 from gearlink.conversations import fresh_view
 from gearlink.errors import NOT_AUTHENTICATED, RESTARTING, SLOW_READER, TOO_MANY_CONNECTIONS, Entry, Refusal
 from gearlink.journal import Metrics
+from gearlink.outbox import Flusher, Outbox
 from gearlink.streams import GuestStream
 from gearlink.timeline import event_frame
 from storage.records import (
@@ -39,66 +39,6 @@ from storage.records import (
 
 _RETURN_SPREAD_MS_MAX = 10_000  # after a restart, the sign-ins of many come this far apart
 _WEBSOCKET_PING = b"\x89\x00"  # RFC 6455 §5.5.2, without payload
-
-
-class Outbox:
-    """What waits to be sent on one socket. `put` never waits; a full outbox is closed for good."""
-
-    __slots__ = ("_bytes_max", "_chunks", "_drained", "_size", "_wanted", "closing", "overflowed")
-
-    def __init__(self, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
-        self._chunks: list[bytes] = []
-        self._size = 0
-        self._wanted: trio.Event | None = None
-        self._drained: trio.Event | None = None
-        self.closing = False
-        self.overflowed = False
-
-    def put(self, data: bytes) -> None:
-        if self.closing:
-            return
-        self._size += len(data)
-        if self._size > self._bytes_max:
-            self.overflowed = True
-            self._chunks.clear()  # the device will resume: what it was not sent is in the log
-            self.close()
-            return
-        self._chunks.append(data)
-        if self._wanted is not None:
-            self._wanted.set()
-
-    def close(self) -> None:
-        """Nothing more is taken; `run` ends once what waits is sent."""
-        self.closing = True
-        if self._wanted is not None:
-            self._wanted.set()
-        if self._drained is not None:
-            self._drained.set()
-
-    async def run(self, stream: GuestStream) -> None:
-        """Sends until closed. Raises trio.BrokenResourceError if the peer is gone or does not read for too long."""
-        while True:
-            while not self._chunks:
-                if self._drained is not None:
-                    self._drained.set()
-                if self.closing:
-                    return
-                self._wanted = trio.Event()
-                await self._wanted.wait()
-                self._wanted = None
-            chunks, self._chunks = self._chunks, []
-            size = self._size
-            await stream.send_all(chunks[0] if len(chunks) == 1 else b"".join(chunks))
-            self._size -= min(size, self._size)
-
-    async def drained(self) -> None:
-        """Waits until all that was put has been sent, or the outbox is closed: back-pressure for a long resume."""
-        if self.closing or not (self._chunks or self._size):
-            return
-        self._drained = trio.Event()
-        await self._drained.wait()
-        self._drained = None
 
 
 @dataclass(slots=True, eq=False)
@@ -176,6 +116,7 @@ class Hub:
         self.heartbeat_seconds = heartbeat_seconds
         self.connections_per_user = connections_per_user
         self.draining = False
+        self.flusher = Flusher()
         self._users: dict[str, set[Session]] = {}
         self._rooms: dict[str, Room] = {}
         self._sent = metrics.websocket_sent
@@ -193,6 +134,7 @@ class Hub:
         self._metrics.websocket_connections.inc()
 
     def leave(self, session: Session) -> None:
+        """Forgets the session: its seats are free, and if it was the user's last one, so is their typing."""
         sessions = self._users.get(session.actor.user_id, set())
         if session in sessions:
             sessions.discard(session)
@@ -258,6 +200,7 @@ class Hub:
             entries = {}
             self._hear_other(signal)
         self._tell_entries(entries)
+        self.flusher.flush()
 
     def _hear_other(self, signal: Signal) -> None:
         match signal:
@@ -336,8 +279,9 @@ class Hub:
                 continue
             frame = protocol.frame(protocol.ConversationCreated(conversation=fresh_view(admitted, member)))
             for session in sessions:
-                session.outbox.put(frame)
                 seat = self.take_seat(session, conversation_id)
+                if not seat.live:  # else its resume has found the conversation and introduced it already
+                    session.outbox.put(frame)
                 seat.room.position = max(seat.room.position, admitted.sequence)
                 seat.live = True
 

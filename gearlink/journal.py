@@ -199,5 +199,6 @@ class Metrics:
         self.db_duration = histogram("db_query_duration_seconds", "Store operations.", "operation")
         self.verification_sent = counter("verification_sent_total", "Codes handed to the provider.", "outcome")
         self.audit_events = counter("audit_events_total", "Security events that the log tells in full.", "event")
+        self.connections_refused = counter("connections_refused_total", "Connections turned away at the door.", "reason")
         self.connection_crashes = counter("connection_crashes_total", "Connections ended by an unexpected exception.")
         gauge("log_lines_dropped", "Log lines lost because nobody read the log.").set_function(_dropped)

@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import h11
 import trio
@@ -31,15 +31,16 @@ from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
 from hypercorn.utils import wrap_app
-from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
+from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from config import limits
-from gearlink.http_server import HttpConfig, HttpConnection, answer_upgrade_required
-from gearlink.peers import Peer, Proxies, canonical
+from gearlink.frames import accept_websocket
+from gearlink.http_server import HttpConfig, HttpConnection
+from gearlink.peers import PEER_EXTENSION, Peer, Proxies, canonical
 from gearlink.ports import open_tcp_listeners, tls_context
 from gearlink.protocol import SUBPROTOCOL
 from gearlink.streams import CLOSE_SECONDS, GuestStream, HeadTooLarge, Inner, read_head
-from gearlink.upgrade import forget_handshake, read_upgrade, upgrade_trouble
+from gearlink.upgrade import read_upgrade, upgrade_trouble
 
 __all__ = [
     "PEER_EXTENSION",
@@ -55,8 +56,6 @@ __all__ = [
 Refused = Literal["full", "address-full", "handshake", "head-slow", "head-large", "upgrade"]
 OnWebSocket = Callable[[WebSocketConnection, GuestStream, Peer, str | None], Awaitable[None]]
 
-PEER_EXTENSION: Final = "gearlink.peer"
-_RECEIVE_BYTES = 16 * 1024
 _TURNED_AWAY_MAX = 64  # connections over the limit that are being told so; further ones are closed without a word
 _CORRELATION_ID = re.compile(r"[0-9A-Za-z._-]{8,64}")
 _BUSY = (503, "too many connections; try again later", "Retry-After: 5")
@@ -90,6 +89,8 @@ class Listener:
     `on_websocket` runs for as long as its socket lives; when it returns, the socket is closed. It calls
     `stream.settled()` once the guest has signed in, and bounds `connection.aclose` in time, which waits for the peer.
     `correlation_id` is the one that the client sent with the upgrade, if it is a sane one.
+
+    A plain request of `websocket_path` is the app's to answer, with a 426.
 
     A route finds its `Peer` in `scope["extensions"][PEER_EXTENSION]`, and the peer's address in `scope["client"]`
     (Quart's `request.remote_addr`); both are read from each request's own headers.
@@ -167,6 +168,10 @@ class Listener:
                     connection.wind_down()
             self._drained.set()
             house.cancel_scope.cancel(reason="the last guest has left")
+
+    def reload(self, config: ListenConfig) -> None:
+        """Takes over the trusted proxies and the limits on connections, for those that come from now on."""
+        self._config, self._proxies = config, Proxies(config.trusted_proxies)
 
     def shut(self) -> None:
         """Stops accepting, closes idle keep-alive connections, and lets everybody else finish."""
@@ -349,10 +354,7 @@ class Listener:
         try:
             async with trio.open_nursery() as nursery:
                 with trio.fail_after(self._config.head_seconds):
-                    connection = await (
-                        await wrap_server_stream(nursery, stream, 1, self._config.frame_bytes_max, _RECEIVE_BYTES)
-                    ).accept(subprotocol=subprotocol)
-                forget_handshake(connection)
+                    connection = await accept_websocket(nursery, stream, self._config.frame_bytes_max, subprotocol)
                 with suppress(ConnectionClosed):
                     await self._on_websocket(connection, stream, peer, correlation_id)
                 nursery.cancel_scope.cancel(reason="the session has ended")
@@ -370,9 +372,6 @@ class Listener:
             peer = self._proxies.peer(address, scope["headers"])
             scope["client"] = (peer.address, port)
             scope["extensions"][PEER_EXTENSION] = peer
-            if scope["path"] == self._config.websocket_path:
-                await answer_upgrade_required(scope, send)
-                return
         elif scope["type"] == "lifespan":
             await self._asgi_app(scope, receive, send)
             return

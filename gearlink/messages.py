@@ -8,6 +8,7 @@ the store, not from here. Nothing here knows sockets or HTTP.
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 
 from msgspec import structs
 
@@ -17,6 +18,7 @@ from gearlink.calls import MessageForm, SentMessage
 from gearlink.clock import Clock, new_id, rfc3339
 from gearlink.conversations import Right, enter
 from gearlink.errors import INVALID_REQUEST, MUST_BE_ENCRYPTED, NOT_FOUND, Refusal
+from gearlink.journal import Metrics
 from gearlink.protocol import MessageView, Page, Send, SendAck
 from gearlink.throttle import Throttle
 from gearlink.timeline import message_view
@@ -47,32 +49,68 @@ class Accepted:
 class Messages:
     """The rules of messages over a store. One `throttle` for all doors: a user has one budget."""
 
-    def __init__(self, store: Store, clock: Clock, throttle: Throttle) -> None:
+    def __init__(self, store: Store, clock: Clock, throttle: Throttle, metrics: Metrics) -> None:
         self._store, self._clock, self._throttle = store, clock, throttle
+        self._accepted, self._repeated, self._refused = (
+            metrics.message_send.labels(status).inc for status in ("accepted", "repeated", "refused")
+        )
+        self._observe_latency = metrics.message_send_latency.observe
 
     # --- sending -----------------------------------------------------------------------------------------------------
 
     async def submit(
-        self, actor: Actor, conversation_id: str, form: Send | MessageForm, done: Callable[[Outcome[Accepted]], None]
+        self, actor: Actor, conversation_id: str, form: Send | MessageForm, done: Callable[[Accepted | Exception], None]
     ) -> None:
         """Queues the message; `done` hears the outcome once it is durable. Waits only while the writer's queue is full.
 
         Raises Refusal `rate-limited` and `invalid-request` at once; the outcome may hold those of `send`.
         """
-        self._throttle.check(actor.user_id)
-        await self._store.submit(self._change(actor, conversation_id, form), done)
+        started = perf_counter()
+        change = self._allowed_change(actor, conversation_id, form)
+
+        def ended(outcome: Outcome[Accepted]) -> None:
+            try:
+                accepted = outcome.unwrap()
+            except Exception as trouble:  # noqa: BLE001 - `done` is told
+                self._refused()
+                done(trouble)
+            else:
+                self._count(accepted, perf_counter() - started)
+                done(accepted)
+
+        await self._store.submit(change, ended)
 
     async def send(self, actor: Actor, conversation_id: str, form: MessageForm) -> SentMessage:
         """Returns once the message is durable; the same answer again for a `tempId` that was accepted before.
 
         Raises Refusal `rate-limited`, `invalid-request`, `not-found`, `forbidden`, `must-be-encrypted`; StoreFull.
         """
-        self._throttle.check(actor.user_id)
-        accepted = await self._store.write(self._change(actor, conversation_id, form))
+        started = perf_counter()
+        change = self._allowed_change(actor, conversation_id, form)
+        try:
+            accepted = await self._store.write(change)
+        except Exception:
+            self._refused()
+            raise
+        self._count(accepted, perf_counter() - started)
         entry = await self._store.get(LogEntry, conversation_id, accepted.sent.sequence)
         if entry is None:  # the conversation was deleted since
             raise Refusal(NOT_FOUND)
         return SentMessage(message_id=accepted.sent.message_id, **structs.asdict(message_view(entry, actor.user_id)))
+
+    def _count(self, accepted: Accepted, seconds: float) -> None:
+        (self._repeated if accepted.repeated else self._accepted)()
+        self._observe_latency(seconds)
+
+    def _allowed_change(
+        self, actor: Actor, conversation_id: str, form: Send | MessageForm
+    ) -> Callable[[Transaction], Awaitable[Accepted]]:
+        try:
+            self._throttle.check(actor.user_id)
+            return self._change(actor, conversation_id, form)
+        except Refusal:
+            self._refused()
+            raise
 
     def _change(
         self, actor: Actor, conversation_id: str, form: Send | MessageForm
@@ -84,11 +122,11 @@ class Messages:
         async def change(tx: Transaction) -> Accepted:
             if earlier := await tx.get(Sent, actor.device_id, conversation_id, form.temp_id):
                 return Accepted(earlier, True)
-            conversation, _member = await enter(tx, actor.user_id, conversation_id, Right.SEND)
+            conversation, member = await enter(tx, actor.user_id, conversation_id, Right.SEND)
             if conversation.encryption == "e2ee":
                 raise Refusal(MUST_BE_ENCRYPTED)
             if form.reply_to_id is not None:
-                await _require_message(tx, conversation_id, form.reply_to_id)
+                await _require_message(tx, member, form.reply_to_id)
             if form.mentions:
                 await _require_members(tx, conversation_id, form.mentions)
             message = Message(
@@ -150,9 +188,9 @@ class Messages:
         return entry
 
 
-async def _require_message(reads: Reads, conversation_id: str, message_id: str) -> None:
+async def _require_message(reads: Reads, member: Member, message_id: str) -> None:
     index = await reads.get(MessageIndex, message_id)
-    if index is None or index.conversation_id != conversation_id:
+    if index is None or index.conversation_id != member.conversation_id or index.sequence <= member.joined_sequence:
         raise _invalid("replyToId", "there is no such message in this conversation")
 
 

@@ -7,7 +7,9 @@ as far as trusted proxies wrote it, from the right to the left. It does no I/O a
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Final
 
+PEER_EXTENSION: Final = "gearlink.peer"  # where in an ASGI scope's extensions the listener puts the `Peer` of a request
 _FORWARDING = (b"x-forwarded-", b"forwarded", b"x-real-ip", b"via")
 
 

@@ -69,14 +69,18 @@ class Receipts:
         while True:
             await self._wanted.wait()
             await trio.sleep(limits.RECEIPTS_FLUSH_SECONDS)
-            self._wanted = trio.Event()
-            marks, self._pending = self._pending, {}
-            waiting = list(marks.items())
-            for start in range(0, len(waiting), _MARKS_PER_CHANGE_MAX):
-                try:
-                    await self._store_marks(dict(waiting[start : start + _MARKS_PER_CHANGE_MAX]))
-                except StoreError as trouble:  # marks are not worth a retry: the device is sent a little again
-                    _log.warning("receipts.not-stored", marks=len(marks), trouble=trouble)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Stores what has gathered, at once."""
+        self._wanted = trio.Event()
+        marks, self._pending = self._pending, {}
+        waiting = list(marks.items())
+        for start in range(0, len(waiting), _MARKS_PER_CHANGE_MAX):
+            try:
+                await self._store_marks(dict(waiting[start : start + _MARKS_PER_CHANGE_MAX]))
+            except StoreError as trouble:  # marks are not worth a retry: the device is sent a little again
+                _log.warning("receipts.not-stored", marks=len(marks), trouble=trouble)
 
     async def _store_marks(self, marks: dict[_Key, _Mark]) -> None:
         now = self._clock.now()
@@ -110,7 +114,10 @@ class Receipts:
         return None if delivery is None else delivery.sequence
 
     async def deliveries(self, actor: Actor, message_id: str, limit: int, cursor: str | None) -> Page[DeliveryView]:
-        """How far a message got, for each member but its sender. Raises Refusal `not-found`, `invalid-request`."""
+        """How far a message got, for each member but its sender and those who came later.
+
+        Raises Refusal `not-found`, `invalid-request`.
+        """
         entry = await self._messages.entry(actor, message_id)
         after = decode_cursor(cursor, 1)[0] if cursor else None
         try:
@@ -121,7 +128,7 @@ class Receipts:
         items = [
             await self._delivery(member, entry.sequence)
             for member in members[:limit]
-            if member.user_id != entry.event.actor_id
+            if member.user_id != entry.event.actor_id and member.joined_sequence < entry.sequence
         ]
         return Page(items=items, next=encode_cursor(members[limit - 1].user_id) if len(members) > limit else None)
 

@@ -15,7 +15,8 @@ import trio
 LINGER_SECONDS = 1.0  # how long a peer may take to read our last words
 CLOSE_SECONDS = 2.0  # how long TLS may take to say goodbye
 WRITE_BYTES_STEP = 64 * 1024  # `write_seconds` is for each of these: a large answer may take long
-_READ_BYTES = 4096
+_HEAD_READ_BYTES = 4096
+_READ_BYTES_MAX = 64 * 1024
 BLANK_LINE = re.compile(rb"\n\r?\n")  # RFC 9112 §2.2: a bare LF ends a line too
 
 Inner = trio.SocketStream | trio.SSLStream[trio.SocketStream]
@@ -34,9 +35,10 @@ class GuestStream(trio.abc.Stream):
     """
 
     __slots__ = (
+        "_busy",
         "_fileno",
         "_inner",
-        "_lock",
+        "_line",
         "_transport",
         "_write_seconds",
         "head",
@@ -58,7 +60,8 @@ class GuestStream(trio.abc.Stream):
         self.on_settled = on_settled
         self.head = b""
         self.received_at = trio.current_time()  # when the peer last gave a sign of life
-        self._lock: trio.StrictFIFOLock | None = None  # made by the first write that has to wait: most streams never do
+        self._busy = False  # a write is not finished: others have to stand in line
+        self._line: trio.lowlevel.ParkingLot | None = None  # made by the first that has to: most streams never need it
         self.socket = transport.socket
         # Only a real, plain socket may be written directly; TLS and in-memory links go through their own send_all.
         self._fileno = transport.socket.fileno if type(inner) is trio.SocketStream else None
@@ -70,13 +73,26 @@ class GuestStream(trio.abc.Stream):
             on_settled()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        if not self.head:
-            received = await self._inner.receive_some(max_bytes)
-            self.received_at = trio.current_time()
-            return received
-        await trio.lowlevel.checkpoint()
-        data, self.head = self.head[:max_bytes], self.head[max_bytes:] if max_bytes else b""
-        return data
+        """Waits for bytes; empty when the peer has ended its half. Raises Broken-, Closed- and BusyResourceError."""
+        if self.head:
+            await trio.lowlevel.checkpoint()
+            data, self.head = self.head[:max_bytes], self.head[max_bytes:] if max_bytes else b""
+            return data
+        received = await (self._inner.receive_some(max_bytes) if self._fileno is None else self._read(max_bytes))
+        self.received_at = trio.current_time()
+        return received
+
+    async def _read(self, max_bytes: int | None) -> bytes:
+        """As trio's SocketStream, but that tries first, in vain nearly always: the last read has drained the socket."""
+        assert self._fileno is not None
+        try:
+            while (number := self._fileno()) >= 0:
+                await trio.lowlevel.wait_readable(number)
+                with suppress(BlockingIOError):  # select(2): what was told to be readable may not be so any more
+                    return os.read(self._fileno(), max_bytes or _READ_BYTES_MAX)
+        except OSError as trouble:
+            raise self._ended(trouble) from trouble
+        raise trio.ClosedResourceError("this stream was closed")
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Writes all of `data`, or cuts the connection: never a part. First come, first served between tasks.
@@ -85,28 +101,47 @@ class GuestStream(trio.abc.Stream):
         Raises BrokenResourceError when the peer is gone or does not read, ClosedResourceError after a close.
         A cancellation in the middle of the write cuts the connection too.
         """
-        lock = self._lock
-        if self._fileno is None or (lock is not None and lock.locked()):
-            await self._send_waiting(memoryview(data), begun=False)
+        sent = self.send_nowait(data)
+        if sent == len(data):
             return
+        if sent == 0:
+            await self._stand_in_line()
+        await self.send_rest(memoryview(data)[sent:])
+
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        """Writes what the socket takes at once, and returns how many bytes that were.
+
+        0 where nothing could be begun: the socket is full, another write is not finished, or this stream cannot be
+        written directly. A part that is neither 0 nor all is a debt: nobody else can write until the caller has awaited
+        `send_rest` with what is left. Raises BrokenResourceError, ClosedResourceError.
+        """
+        if self._fileno is None or self._busy:
+            return 0
         try:
             sent = os.write(self._fileno(), data)
         except BlockingIOError:
-            sent = 0
+            return 0
         except OSError as trouble:
-            if self._fileno() == -1:
-                raise trio.ClosedResourceError("this stream was closed") from None
-            raise trio.BrokenResourceError("the peer is gone") from trouble
-        if sent != len(data):
-            await self._send_waiting(memoryview(data)[sent:], begun=True)
+            raise self._ended(trouble) from trouble
+        self._busy = sent != len(data)
+        return sent
 
-    async def _send_waiting(self, data: memoryview, *, begun: bool) -> None:
-        if (lock := self._lock) is None:
-            lock = self._lock = trio.StrictFIFOLock()
-        if begun:
-            lock.acquire_nowait()  # without a checkpoint: nobody may come between the two parts of a frame
-        else:
-            await lock.acquire()
+    def _ended(self, trouble: OSError) -> trio.ClosedResourceError | trio.BrokenResourceError:
+        """What a failed system call on the socket means: a closed one has no descriptor any more."""
+        if self.socket.fileno() == -1:
+            return trio.ClosedResourceError("this stream was closed")
+        return trio.BrokenResourceError("the peer is gone")
+
+    async def _stand_in_line(self) -> None:
+        if not self._busy:
+            self._busy = True
+            return
+        if self._line is None:
+            self._line = trio.lowlevel.ParkingLot()
+        await self._line.park()  # whoever finishes hands its turn on: still busy, now for us
+
+    async def send_rest(self, data: memoryview) -> None:
+        """Finishes a write that `send_nowait` began, and hands the turn on. Raises and cuts like `send_all`."""
         try:
             for start in range(0, len(data), WRITE_BYTES_STEP):
                 with trio.move_on_after(self._write_seconds) as scope:
@@ -117,7 +152,10 @@ class GuestStream(trio.abc.Stream):
             self.abort()  # part of a frame may be out, so nothing can follow it
             raise
         finally:
-            lock.release()
+            if self._line:
+                self._line.unpark()
+            else:
+                self._busy = False
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._inner.wait_send_all_might_not_block()
@@ -162,7 +200,7 @@ async def read_head(stream: trio.abc.ReceiveStream, bytes_max: int) -> bytes:
     """
     head = bytearray()
     while True:
-        data = await stream.receive_some(_READ_BYTES)
+        data = await stream.receive_some(_HEAD_READ_BYTES)
         if not data:
             return b""
         seen = len(head)

@@ -5,12 +5,9 @@ upgrade of our path is left to HTTP. It does no I/O and knows nothing of streams
 """
 
 from base64 import b64decode
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 
 import h11
-from trio_websocket import WebSocketConnection
-from wsproto.events import Event
-from wsproto.handshake import H11Handshake
 
 from gearlink.streams import BLANK_LINE
 
@@ -70,21 +67,3 @@ def upgrade_trouble(request: h11.Request, head: bytes, subprotocol: str) -> Trou
     if end is None or end.end() != len(head):
         return 400, "frames come after the answer"  # RFC 6455 §4.1: the client waits; wsproto would lose them
     return None
-
-
-class _HandshakeDone(H11Handshake):
-    """What is left of a finished handshake: that nothing more comes of it."""
-
-    def __init__(self) -> None:
-        pass  # none of the parsers and headers that the real one holds
-
-    def events(self) -> Generator[Event, None, None]:
-        yield from ()
-
-
-_HANDSHAKE_DONE = _HandshakeDone()
-
-
-def forget_handshake(connection: WebSocketConnection) -> None:
-    """Lets go of what `connection` keeps of its upgrade and never reads again: a fifth of an idle socket's memory."""
-    connection._wsproto.handshake = _HANDSHAKE_DONE

@@ -7,8 +7,8 @@ alone. The rules are in the domain: a handler decodes, makes one call and answer
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from time import perf_counter
 from typing import Any
 
 import trio
@@ -33,16 +33,18 @@ from gearlink.errors import (
     UNREADABLE_FRAME,
     Refusal,
 )
-from gearlink.hub import Hub, Outbox, Session
+from gearlink.hub import Hub, Session
 from gearlink.journal import Metrics, logger
 from gearlink.messages import Accepted, Messages
+from gearlink.outbox import Outbox
 from gearlink.receipts import Receipts
 from gearlink.streams import GuestStream
 from gearlink.throttle import Throttle
-from storage.store import Outcome, Store, StoreBroken, StoreFull
+from storage.store import Store, StoreBroken, StoreFull
 
 _log = logger("websocket")
 CLOSE_NOT_AUTHENTICATED = 4401
+_REFUSALS_FORGIVEN_PER_SECOND = 5.0  # of `limits.REFUSED_FLOOD_MAX` rate-limited frames
 _FRAMES_PER_SECOND = 2000.0  # of any kind, from one socket; over it the socket is read more slowly, nothing is refused
 
 
@@ -74,7 +76,8 @@ async def host(websocket: WebSocketConnection, stream: GuestStream, doorway: Doo
     stream.settled()
     guest = _Guest(websocket, session, doorway)
     try:
-        await doorway.accounts.seen(session.actor)
+        with suppress(StoreFull):  # reading goes on without room for this
+            await doorway.accounts.seen(session.actor)
         async with trio.open_nursery() as nursery:
             guest.answer_auth(first)
             nursery.start_soon(_pump, websocket, session, nursery.cancel_scope, doorway.metrics)
@@ -90,14 +93,22 @@ async def _welcome(
 ) -> tuple[Session, protocol.Auth]:
     """Reads the `auth` frame. Raises Refusal, with `not-authenticated` if it does not come in time."""
     with trio.move_on_after(doorway.auth_seconds):
-        frame = protocol.decode_client(await websocket.get_message())
+        frame = _decode(await websocket.get_message())
         if not isinstance(frame, protocol.Auth):
             raise Refusal(NOT_AUTHENTICATED, "the first frame has to be `auth`")
         actor = await doorway.accounts.authenticate(frame.access_token)
-        session = Session(actor, Outbox(doorway.outbox_bytes_max), stream)
+        outbox = Outbox(stream, doorway.hub.flusher, doorway.outbox_bytes_max)
+        session = Session(actor, outbox, stream)
         doorway.hub.enter(session)
         return session, frame
     raise Refusal(NOT_AUTHENTICATED, f"no `auth` frame within {doorway.auth_seconds:g} seconds")
+
+
+def _decode(data: str | bytes) -> protocol.AnyClientFrame:
+    """Raises Refusal `unreadable-frame` for a binary frame (the subprotocol has none) and as `decode_client` does."""
+    if isinstance(data, bytes):
+        raise Refusal(UNREADABLE_FRAME)
+    return protocol.decode_client(data)
 
 
 async def _turn_away(websocket: WebSocketConnection, refusal: Refusal, doorway: Doorway) -> None:
@@ -113,14 +124,16 @@ async def _turn_away(websocket: WebSocketConnection, refusal: Refusal, doorway: 
 async def _pump(websocket: WebSocketConnection, session: Session, guest: trio.CancelScope, metrics: Metrics) -> None:
     """Sends until the outbox is closed, then closes the socket with the code that says why."""
     try:
-        await session.outbox.run(session.stream)
+        await session.outbox.run()
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         guest.cancel(reason="the peer is gone")
         return
     farewell = session.farewell
     if farewell is not None:
         metrics.websocket_errors.labels(farewell.code).inc()
-        with trio.move_on_after(limits.CLOSE_SECONDS_MAX):
+        # Shielded: the reader ends as soon as we close, and a socket that is closed while the peer still sends is reset,
+        # which may overtake the close code on its way (RFC 6455 §7.1.1).
+        with trio.move_on_after(limits.CLOSE_SECONDS_MAX, shield=True):
             await websocket.aclose(farewell.close or 1000, farewell.code)
     guest.cancel(reason="the socket was closed")
 
@@ -160,7 +173,7 @@ class _Guest:
         self._waiting = 0  # sends that are on their way to the disk
         self._window = trio.Event()
         self._unreadable = 0
-        self._refused_in_a_row = 0
+        self._refusals = Throttle("refusals", _REFUSALS_FORGIVEN_PER_SECOND, limits.REFUSED_FLOOD_MAX, keys_max=1)
         self._frames = Throttle("frames", _FRAMES_PER_SECOND, _FRAMES_PER_SECOND, keys_max=1)
         self._typing = Throttle("typing", 5, 10, keys_max=1000)
         self._received = doorway.metrics.websocket_received
@@ -193,9 +206,8 @@ class _Guest:
 
     async def _handle(self, data: str | bytes) -> None:
         try:
-            frame = protocol.decode_client(data)
+            frame = _decode(data)
             await self._handlers[type(frame)](frame)
-            self._refused_in_a_row = 0
         except Refusal as refusal:
             self._refuse(refusal, *protocol.frame_hints(data))
         except Exception as trouble:  # noqa: BLE001 - a bug in one frame's handling ends this session, loudly
@@ -213,10 +225,8 @@ class _Guest:
             self._unreadable += 1
             if self._unreadable >= limits.MALFORMED_FRAMES_MAX:
                 self._session.end(UNREADABLE_FRAME)
-        if refusal.entry is RATE_LIMITED:
-            self._refused_in_a_row += 1
-            if self._refused_in_a_row >= limits.REFUSED_FLOOD_MAX:
-                self._session.end(FLOOD)
+        if refusal.entry is RATE_LIMITED and self._refusals.take(0):
+            self._session.end(FLOOD)
 
     # --- authentication and resume -----------------------------------------------------------------------------------
 
@@ -234,7 +244,9 @@ class _Guest:
 
     async def catch_up(self, frame: protocol.Auth) -> None:
         doorway = self._doorway
-        await CatchUp(doorway.store, doorway.receipts, doorway.hub, self._session).run(frame.epoch, frame.cursors)
+        await CatchUp(doorway.store, doorway.receipts, doorway.hub, self._session, doorway.metrics).run(
+            frame.epoch, frame.cursors
+        )
 
     async def _renew(self, frame: protocol.Auth) -> None:
         """A fresh token on the open socket, of the same device."""
@@ -251,33 +263,25 @@ class _Guest:
         while self._waiting >= limits.SEND_WINDOW_MAX:
             self._window = trio.Event()
             await self._window.wait()
-        arrived = perf_counter()
-        metrics = self._doorway.metrics
 
-        def done(ended: Outcome[Accepted]) -> None:
+        def done(ended: Accepted | Exception) -> None:
             self._waiting -= 1
             self._window.set()
-            try:
-                accepted = ended.unwrap()
-            except Exception as trouble:  # noqa: BLE001 - told to the sender, or a bug that is logged
-                metrics.message_send.labels("refused").inc()
-                if (refusal := as_refusal(trouble)) is None:
-                    _log.error("message.bug", trouble=trouble)
+            if isinstance(ended, Exception):
+                if (refusal := as_refusal(ended)) is None:
+                    _log.error("message.bug", trouble=ended)
                     refusal = Refusal(INTERNAL_ERROR)
                 self._refuse(refusal, frame.ref, frame.temp_id)
                 return
-            ack = accepted.ack()
+            ack = ended.ack()
             ack.ref = frame.ref
             self._session.say(ack)
-            metrics.message_send.labels("repeated" if accepted.repeated else "accepted").inc()
-            metrics.message_send_latency.observe(perf_counter() - arrived)
 
         self._waiting += 1
         try:
             await self._doorway.messages.submit(self._actor, frame.conversation_id, frame, done)
         except Refusal:
             self._waiting -= 1
-            metrics.message_send.labels("refused").inc()
             raise
 
     async def _acknowledge(self, frame: protocol.Ack) -> None:

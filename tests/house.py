@@ -5,21 +5,27 @@ provider that hands the codes to the test. `Person` is somebody who signed up; `
 at frames; stories are told through the SDK instead.
 """
 
+import io
 import json
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+import re
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import trio
+from prometheus_client.exposition import generate_latest
 from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
 
 from config.load import load
-from gearlink import app
+from gearlink import app, journal
 from gearlink.clock import Clock
 from gearlink.sms import Code
 
+SECRETS = re.compile(r"[+]1555|eyJ[\w-]{10}|canary", re.IGNORECASE)  # what no log line and no metric may hold
+_NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # made once: httpx would load every root certificate for each client
 SECONDS_MAX = 20.0  # how long a test waits for what has to happen: only a hang takes so long
 NO_LIMITS = {
     "limits.messages_per_second": "0",
@@ -61,7 +67,17 @@ class House:
         return self._codes[verification_id]
 
     def http(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.url + "/api/v1", timeout=SECONDS_MAX)
+        return httpx.AsyncClient(base_url=self.url + "/api/v1", timeout=SECONDS_MAX, verify=_NO_TLS)
+
+    async def people(self, count: int) -> "list[Person]":
+        """So many newcomers; the first of a fresh server is its admin."""
+        return [await self.sign_up() for _ in range(count)]
+
+    async def back(self, person: "Person") -> "Person":
+        """Somebody of a server that has ended, on this one, which has its data: with the same session."""
+        client = await self.at_end.enter_async_context(self.http())
+        client.headers["Authorization"] = f"Bearer {person.access_token}"
+        return Person(self, client, person.phone_number, person.entered)
 
     async def sign_up(self, phone_number: str | None = None, **device: str) -> "Person":
         """Somebody new, or a new device of the one who has this number."""
@@ -85,6 +101,7 @@ class Person:
 
     def __init__(self, house: House, client: httpx.AsyncClient, phone_number: str, entered: dict[str, Any]) -> None:
         self.house, self.http, self.phone_number = house, client, phone_number
+        self.entered = entered
         self.id: str = entered["user"]["id"]
         self.device_id: str = entered["device"]["id"]
         self.access_token: str = entered["accessToken"]
@@ -95,6 +112,25 @@ class Person:
         form = {"type": kind, "memberIds": [other.id for other in others], **more}
         answer = await self.http.post("/conversations", json=form)
         return str(answer.raise_for_status().json()["id"])
+
+    async def another_device(self) -> "Person":
+        return await self.house.sign_up(self.phone_number)
+
+    async def post(self, conversation_id: str, content: str, temp_id: str, **more: Any) -> httpx.Response:
+        """A send over REST."""
+        form = {"content": content, "tempId": temp_id, **more}
+        return await self.http.post(f"/conversations/{conversation_id}/messages", json=form)
+
+    async def history(self, conversation_id: str, **query: Any) -> list[dict[str, Any]]:
+        """The messages of one page, oldest first."""
+        answer = await self.http.get(f"/conversations/{conversation_id}/messages", params={"limit": 200, **query})
+        items: list[dict[str, Any]] = answer.raise_for_status().json()["items"]
+        return sorted(items, key=lambda message: int(message["sequenceNumber"]))
+
+    async def view(self, conversation_id: str) -> dict[str, Any]:
+        answer = await self.http.get(f"/conversations/{conversation_id}")
+        conversation: dict[str, Any] = answer.raise_for_status().json()
+        return conversation
 
     @asynccontextmanager
     async def wire(self, *, synced: bool = True, **auth: Any) -> AsyncIterator["Wire"]:
@@ -143,6 +179,17 @@ class Wire:
         await self.say("message:send", conversationId=conversation_id, content=content, tempId=temp_id, **more)
         return (await self.hear_until("message:ack"))[-1]
 
+    async def fence(self) -> list[dict[str, Any]]:
+        """What the server has told this socket by now: what comes before the answer to a question."""
+        await self.say("ping", ref="fence")
+        return (await self.hear_until("pong"))[:-1]
+
+    async def refused(self, code: str) -> dict[str, Any]:
+        """The next frame, which has to be this error."""
+        frame = await self.hear("error")
+        assert frame["code"] == code, frame
+        return frame
+
     async def closed(self) -> int:
         """Reads until the server closes the socket; the close code."""
         with trio.fail_after(SECONDS_MAX):
@@ -157,12 +204,22 @@ class Wire:
 async def open_wire(house: House) -> AsyncIterator[Wire]:
     """A socket that has not said `auth` yet."""
     async with open_websocket_url(house.url.replace("http", "ws", 1) + "/ws", subprotocols=["gearlink.v1"]) as socket:
-        yield Wire(socket)
+        try:
+            yield Wire(socket)
+        finally:
+            if socket.closed:  # by the server: then the library leaves the socket to the garbage collector
+                await socket._stream.aclose()
 
 
 @asynccontextmanager
-async def open_house(data: Path, *, clock: Clock | None = None, **overrides: str) -> AsyncIterator[House]:
-    """The server in this process; `overrides` are settings as `section__key="text"`. It is closed in order at the end."""
+async def open_house(
+    data: Path, *, clock: Clock | None = None, errors: bool = False, **overrides: str
+) -> AsyncIterator[House]:
+    """The server in this process; `overrides` are settings as `section__key="text"`. It is closed in order at the end.
+
+    The end is part of every test: no connection may have crashed, no log line may hold a secret or, unless the test
+    makes `errors`, tell of one.
+    """
     house = House()
     given = {key.replace("__", "."): text for key, text in overrides.items()}
     settings = load(None, {}, {**NO_LIMITS, "storage.data": str(data), "server.listen": "127.0.0.1:0", **given})
@@ -170,10 +227,98 @@ async def open_house(data: Path, *, clock: Clock | None = None, **overrides: str
     async def serve(task_status: trio.TaskStatus[app.House]) -> None:
         await app.serve(settings, clock=clock, sms=house.sms, task_status=task_status)
 
-    async with trio.open_nursery() as nursery:
-        house.app = await nursery.start(serve)
-        try:
-            async with house.at_end:
-                yield house
-        finally:
-            house.app.closing.set()
+    with journal_lines() as lines:
+        async with trio.open_nursery() as nursery:
+            house.app = await nursery.start(serve)
+            try:
+                async with house.at_end:
+                    yield house
+            finally:
+                house.app.closing.set()
+        crashes = house.app.metrics.registry.get_sample_value("connection_crashes_total")
+        figures = generate_latest(house.app.metrics.registry).decode()
+    log = lines.getvalue().decode()
+    assert crashes == 0 and (errors or '"level":"error"' not in log), log
+    assert not SECRETS.search(log), log
+    assert not SECRETS.search(figures), figures
+
+
+@contextmanager
+def journal_lines() -> Iterator[io.BytesIO]:
+    """Every log line of the block, from debug up, as one text."""
+    lines = io.BytesIO()
+    writer = journal.configure("debug", lines)
+    try:
+        yield lines
+    finally:
+        writer.close()
+
+
+class RawSocket:
+    """A WebSocket by hand, for what no library would do. It reads only when it is asked to."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self._data = b""
+
+    async def put(self, opcode: int, payload: bytes, *, final: bool = True) -> None:
+        """One masked frame (RFC 6455 §5.2), with a mask of zeros."""
+        size = len(payload)
+        length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
+        if size >= 65536:
+            length = b"\xff" + size.to_bytes(8, "big")
+        await self.stream.send_all(bytes([final << 7 | opcode]) + length + bytes(4) + payload)
+
+    async def say(self, type: str, **fields: Any) -> None:
+        await self.put(1, json.dumps({"type": type, **fields}).encode())
+
+    async def take(self) -> tuple[int, bytes]:
+        """The next frame: opcode and payload. Raises EOFError at the end of the stream."""
+        head = await self._read(2)
+        size = head[1]
+        if size == 126:
+            size = int.from_bytes(await self._read(2), "big")
+        elif size == 127:
+            size = int.from_bytes(await self._read(8), "big")
+        return head[0] & 15, await self._read(size)
+
+    async def _read(self, size: int) -> bytes:
+        with trio.fail_after(SECONDS_MAX):
+            while len(self._data) < size:
+                received = await self.stream.receive_some()
+                if not received:
+                    raise EOFError
+                self._data += received
+        found, self._data = self._data[:size], self._data[size:]
+        return found
+
+    async def read_to_the_close(self) -> tuple[list[dict[str, Any]], int]:
+        """Every frame up to the closing one, and its code (RFC 6455 §5.5.1)."""
+        frames = []
+        while True:
+            opcode, payload = await self.take()
+            if opcode == 8:
+                return frames, int.from_bytes(payload[:2], "big")
+            if opcode == 1:
+                frames.append(json.loads(payload))
+
+
+@asynccontextmanager
+async def open_raw_socket(house: House, *, receive_bytes: int = 0) -> AsyncIterator[RawSocket]:
+    """Upgraded, with a receive buffer of `receive_bytes` if that is given."""
+    host, port = house.url.removeprefix("http://").split(":")
+    sock = trio.socket.socket()
+    if receive_bytes:
+        sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, receive_bytes)
+    await sock.connect((host, int(port)))
+    async with trio.SocketStream(sock) as stream:
+        await stream.send_all(
+            b"GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        raw = RawSocket(stream)
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += await raw._read(1)
+        assert b" 101 " in head, head
+        yield raw

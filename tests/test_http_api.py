@@ -15,15 +15,15 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from config import limits
 from config.settings import Limits, Metrics, Server, Settings
-from gearlink import calls, errors, journal, listen, protocol
+from gearlink import calls, errors, journal, protocol
 from gearlink.accounts import Accounts, Actor
 from gearlink.conversations import Conversations
 from gearlink.errors import Refusal
-from gearlink.http_api import pipeline, routes
+from gearlink.http_api import routes
 from gearlink.http_api.app import App, build
 from gearlink.http_api.table import Domain, Reply, Route
 from gearlink.messages import Messages
-from gearlink.peers import Peer
+from gearlink.peers import PEER_EXTENSION, Peer
 from gearlink.receipts import Receipts
 from gearlink.verification import Verification
 from storage.store import StoreBroken, StoreFull
@@ -217,7 +217,7 @@ async def exchange(
         "query_string": query,
         "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in given.items()],
         "client": ("192.0.2.1", 5000),
-        "extensions": {} if peer is None else {listen.PEER_EXTENSION: peer},
+        "extensions": {} if peer is None else {PEER_EXTENSION: peer},
     }
     await app(cast(Any, scope), cast(Any, receive), cast(Any, send))
     if not sent:
@@ -884,7 +884,3 @@ async def test_a_websocket_over_asgi_is_turned_away(house: House) -> None:
 
     await house.app(cast(Any, {"type": "websocket", "path": "/ws", "headers": []}), cast(Any, receive), cast(Any, send))
     assert [message["type"] for message in sent] == ["websocket.close"]
-
-
-def test_the_listener_and_the_pipeline_mean_the_same_extension() -> None:
-    assert pipeline.PEER_EXTENSION == listen.PEER_EXTENSION

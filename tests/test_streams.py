@@ -2,6 +2,7 @@
 
 import os
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -127,13 +128,13 @@ async def test_a_write_cancelled_while_it_waits_its_turn_harms_nobody(
     assert await read_exactly(peer, 4) == b"next"
 
 
-async def test_an_uncontended_write_makes_no_lock_and_no_pause(make_pair: MakePair, autojump_clock: MockClock) -> None:
+async def test_an_uncontended_write_makes_no_line_and_no_pause(make_pair: MakePair, autojump_clock: MockClock) -> None:
     peer, stream = make_pair("socket")
     sending = stream.send_all(b"frame")
     with pytest.raises(StopIteration):  # the coroutine ends without having yielded to trio
         sending.send(None)
     assert await read_exactly(peer, 5) == b"frame"
-    assert stream._lock is None
+    assert stream._line is None
 
 
 async def test_a_vanished_peer_and_a_closed_stream_are_told_apart(
@@ -164,6 +165,62 @@ async def test_abort_ends_a_blocked_write_and_a_blocked_read(make_pair: MakePair
         nursery.start_soon(read)
         await wait_all_tasks_blocked()
         stream.abort()
+
+
+@pytest.mark.parametrize("kind", ["socket", "memory"])
+async def test_a_read_can_be_cancelled_and_loses_nothing(
+    make_pair: MakePair, kind: str, autojump_clock: MockClock
+) -> None:
+    peer, stream = make_pair(kind)
+    with trio.move_on_after(1) as scope:
+        await stream.receive_some(100)
+    assert scope.cancelled_caught
+    await peer.send_all(b"here after all")
+    assert [await stream.receive_some(4), await stream.receive_some()] == [b"here", b" after all"]
+    assert stream.received_at == trio.current_time() == pytest.approx(1)
+    await peer.aclose()
+    assert await stream.receive_some() == b""
+
+
+async def test_two_readers_are_one_too_many(make_pair: MakePair, autojump_clock: MockClock) -> None:
+    peer, stream = make_pair("socket")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.receive_some, 100)
+        await wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            await stream.receive_some(100)
+        await peer.send_all(b"for the first")
+
+
+async def test_a_reset_breaks_a_read(autojump_clock: MockClock) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(listener.getsockname())
+    accepted = trio.SocketStream(trio.socket.from_stdlib_socket(listener.accept()[0]))
+    listener.close()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing it resets
+    client.close()
+    stream = GuestStream(accepted, accepted, 30.0)
+    with pytest.raises(trio.BrokenResourceError):
+        await stream.receive_some(100)
+    stream.abort()
+    with pytest.raises(trio.ClosedResourceError):
+        await stream.receive_some(100)
+
+
+async def test_a_close_between_wake_and_read_reads_nothing(
+    make_pair: MakePair, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    peer, stream = make_pair("socket")
+    await peer.send_all(b"unread")
+    wait_readable = trio.lowlevel.wait_readable
+
+    async def wait_and_close(number: int) -> None:
+        await wait_readable(number)
+        stream.abort()
+
+    monkeypatch.setattr(trio.lowlevel, "wait_readable", wait_and_close)
+    with pytest.raises(trio.ClosedResourceError):
+        await stream.receive_some(100)
 
 
 async def test_a_reused_descriptor_is_never_written(make_pair: MakePair, autojump_clock: MockClock) -> None:

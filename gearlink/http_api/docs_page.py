@@ -68,6 +68,8 @@ def front() -> str:
     """What a browser finds at the server's own address."""
     body = (
         "<h1>GearLink</h1><p>This is a GearLink chat server, and it is running.</p>"
+        "<p>You were given an invite? What stands behind <code>?invite=</code> in its link is the code: sign up with "
+        "<code>gearlink chat signup --server …this address… --invite …the code… --phone …your number…</code></p>"
         '<p>Programs talk to it through its <a href="/api/docs">documented API</a>.</p>'
     )
     return page("GearLink", body)

@@ -38,12 +38,11 @@ from gearlink.errors import (
 from gearlink.http_api import answers
 from gearlink.http_api.answers import Answer
 from gearlink.http_api.table import Domain, NoQuery, Route
-from gearlink.peers import Peer
+from gearlink.peers import PEER_EXTENSION, Peer
 from gearlink.protocol import Request, decode_body, encode, split_validation_error
 from gearlink.throttle import Throttle
 from storage.store import StoreBroken, StoreFull
 
-PEER_EXTENSION: Final = "gearlink.peer"  # where the listener puts the `Peer` of a request
 UNMATCHED: Final = "unmatched"
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CORRELATION_ID: Final = re.compile(rb"[A-Za-z0-9._-]{8,64}")
