@@ -7,7 +7,8 @@ with the log (`Seat.go_live`), so it gets no event twice and misses none. The hu
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -117,11 +118,21 @@ class Hub:
         self.connections_per_user = connections_per_user
         self.draining = False
         self.flusher = Flusher()
+        self._waiting: set[trio.CancelScope] = set()  # of sockets that have not said who they are
         self._users: dict[str, set[Session]] = {}
         self._rooms: dict[str, Room] = {}
         self._sent = metrics.websocket_sent
 
     # --- coming and going --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def vestibule(self, waiting: trio.CancelScope) -> Iterator[None]:
+        """Where a socket stands until it has said who it is; `waiting` is cancelled when the server drains."""
+        self._waiting.add(waiting)
+        try:
+            yield
+        finally:
+            self._waiting.discard(waiting)
 
     def enter(self, session: Session) -> None:
         """Raises Refusal `too-many-connections`, `restarting`."""
@@ -169,6 +180,8 @@ class Hub:
     def say_goodbye(self) -> None:
         """Tells everybody `session:goodbye`, each with another time to come back. Nobody new comes in."""
         self.draining = True
+        for waiting in self._waiting:
+            waiting.cancel(reason="the server drains")
         sessions = self._everybody()
         spread_ms = min(_RETURN_SPREAD_MS_MAX, 100 + len(sessions))
         for session in sessions:

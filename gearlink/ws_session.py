@@ -28,6 +28,7 @@ from gearlink.errors import (
     INVALID_REQUEST,
     NOT_AUTHENTICATED,
     RATE_LIMITED,
+    RESTARTING,
     STORAGE_FAILED,
     STORAGE_FULL,
     UNREADABLE_FRAME,
@@ -92,8 +93,9 @@ async def _welcome(
     websocket: WebSocketConnection, stream: GuestStream, doorway: Doorway
 ) -> tuple[Session, protocol.Auth]:
     """Reads the `auth` frame. Raises Refusal, with `not-authenticated` if it does not come in time."""
-    with trio.move_on_after(doorway.auth_seconds):
-        frame = _decode(await websocket.get_message())
+    with trio.move_on_after(doorway.auth_seconds) as waiting:
+        with doorway.hub.vestibule(waiting):
+            frame = _decode(await websocket.get_message())
         if not isinstance(frame, protocol.Auth):
             raise Refusal(NOT_AUTHENTICATED, "the first frame has to be `auth`")
         actor = await doorway.accounts.authenticate(frame.access_token)
@@ -101,6 +103,8 @@ async def _welcome(
         session = Session(actor, outbox, stream)
         doorway.hub.enter(session)
         return session, frame
+    if doorway.hub.draining:
+        raise Refusal(RESTARTING)
     raise Refusal(NOT_AUTHENTICATED, f"no `auth` frame within {doorway.auth_seconds:g} seconds")
 
 

@@ -14,10 +14,11 @@ from gearlink import ws_session
 from gearlink.accounts import Actor
 from gearlink.broker import Typing
 from gearlink.clock import new_id
-from gearlink.hub import Hub, Outbox, Session
+from gearlink.hub import Hub, Session
 from gearlink.journal import Metrics
+from gearlink.outbox import Outbox
 from tests.fakes import FakeClock
-from tests.house import House, Person, RawSocket, Wire, open_house, open_raw_socket, open_wire
+from tests.house import SECONDS_MAX, House, Person, RawSocket, Wire, open_house, open_raw_socket, open_wire
 
 UNREADABLE = {
     "nothing": "",
@@ -233,6 +234,21 @@ async def test_the_end_of_a_session_closes_its_sockets_and_no_others(house: Hous
         assert (await kept.hear("message:new"))["message"]["content"] == "x"
 
 
+async def test_the_server_waits_for_the_other_half_of_a_close(house: House) -> None:
+    """A socket that is closed while its peer still sends is reset, and a reset may overtake the close code."""
+    ann, bob = await house.people(2)
+    async with bob.wire() as other, open_raw_socket(house) as raw:
+        await authenticated(raw, ann)
+        await ann.http.post("/auth/logout")
+        assert (await raw.read_to_the_close())[1] == 4401
+        await raw.put(1, b"still talking")
+        assert await other.fence() == []
+        assert house.app.hub.session_count == 2
+        await raw.put(8, (4401).to_bytes(2, "big"))
+        with pytest.raises((EOFError, trio.BrokenResourceError)):
+            await raw.take()
+
+
 async def test_a_user_has_only_so_many_sockets(tmp_path: Path) -> None:
     async with open_house(tmp_path / "data", limits__connections_per_user="2") as house:
         ann, bob = await house.people(2)
@@ -440,3 +456,13 @@ async def test_the_silent_are_asked_after_one_heartbeat_and_dropped_after_two(
     await trio.sleep(1)
     assert silent.aborted and not living.aborted
     assert silent.heard == [b"\x89\x00"]
+
+
+async def test_who_has_said_nothing_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    with trio.fail_after(SECONDS_MAX):
+        async with open_house(tmp_path / "data", server__drain_seconds="600") as house:
+            port = int(house.url.rpartition(":")[2])
+            async with await trio.open_tcp_stream("127.0.0.1", port) as silent, open_wire(house) as wire:
+                house.app.closing.set()
+                assert await wire.closed() == 1012
+                assert await silent.receive_some() == b""

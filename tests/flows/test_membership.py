@@ -88,6 +88,21 @@ async def test_each_role_may_do_what_the_table_says_and_nothing_else(house: Hous
                 assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), (role, right)
 
 
+def test_the_table_is_the_one_that_was_promised() -> None:
+    everything = set(Right) - {Right.APPOINT, Right.DELETE}
+    promised: dict[tuple[ConversationType, Role], set[Right]] = {
+        ("direct", "member"): {Right.READ, Right.SEND},
+        ("group", "member"): {Right.READ, Right.SEND, Right.LEAVE},
+        ("channel", "member"): {Right.READ, Right.LEAVE},
+        ("group", "admin"): everything,
+        ("channel", "admin"): everything,
+        ("group", "owner"): set(Right),
+        ("channel", "owner"): set(Right),
+    }
+    for (kind, role), rights in promised.items():
+        assert {right for right, roles in RIGHTS[kind].items() if role in roles} == rights, (kind, role)
+
+
 # --- coming and going ------------------------------------------------------------------------------------------------
 
 
