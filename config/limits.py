@@ -21,7 +21,7 @@ DEVICE_NAME_CHARS_MAX: Final = 64
 TOKEN_CHARS_MAX: Final = 4096
 MEMBER_IDS_PER_CALL_MAX: Final = 1000
 MENTIONS_MAX: Final = 100
-CURSORS_MAX: Final = 10_000
+CURSORS_MAX: Final = 2000  # some 112 KB as JSON, which fits into one frame with its token
 CURSOR_CHARS_MAX: Final = 512
 HASHES_PER_CALL_MAX: Final = 500
 SEQUENCE_MAX: Final = 2**53 - 1  # the largest integer that every JSON reader keeps exact (RFC 8259 §6)
@@ -56,6 +56,8 @@ SYNC_PAGE_EVENTS: Final = 200
 SYNC_FIRST_EVENTS_MAX: Final = 1000  # what a device that was never in a conversation gets replayed of it
 UNREAD_COUNT_MAX: Final = 999
 UNREAD_SCAN_EVENTS_MAX: Final = 2000
+DEPARTURE_DAYS: Final = 30  # how long a device may be away and is still told what it is no longer part of
+DEPARTURES_TOLD_MAX: Final = 1000
 IDEMPOTENCY_DAYS: Final = 8  # protocol page promises 7: a day to spare for clocks that differ
 
 # --- waiting for one another -----------------------------------------------------------------------------------------

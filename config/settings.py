@@ -43,6 +43,12 @@ class Server:
         time that your service manager grants before it kills. A second signal ends the wait at once.""",
         unit="seconds", low=0, high=600, reloadable=True,
     )
+    notice_seconds: float = knob(
+        0.5,
+        """How long /readyz says 503 before the doors shut, so that a load balancer which asks it in time sends nobody to
+        a server that is about to leave.""",
+        unit="seconds", low=0, high=600, reloadable=True,
+    )
     tls_certificate: str = knob(
         "",
         """Path of a PEM file with the certificate and its chain. With this and `tls_key` the server speaks TLS 1.3 and
@@ -245,9 +251,10 @@ class Limits:
         unit="KiB", low=32, high=65536,
     )
     frame_kib: int = knob(
-        64,
+        128,
         """The largest WebSocket frame that a client may send; a larger one closes its connection. A text of the largest
-        size (16 KiB) takes several times that when a client escapes its characters.""",
+        size (16 KiB) takes up to 96 KiB when a client escapes its characters, and the first frame of a client with 2000
+        conversations up to 116 KiB: below that some are refused what the protocol allows.""",
         unit="KiB", low=32, high=1024,
     )
 
@@ -281,9 +288,10 @@ class Metrics:
 
     token: str = knob(
         "",
-        """With a token /metrics answers from anywhere to whoever sends it as `Authorization: Bearer`. Empty: only to
-        callers that come directly from this machine, not through a proxy. The environment is a better place for it
-        than this file.""",
+        """With a token /metrics answers to whoever sends it as `Authorization: Bearer`, from anywhere, and to nobody
+        else, on this machine neither. Empty: only to callers that come directly from this machine; a proxy here that
+        does not pass X-Forwarded-For on counts as one, so set a token behind such a proxy. The environment is a better
+        place for it than this file.""",
         form=forms.bearer_token, reloadable=True, secret=True,
     )
 

@@ -149,6 +149,11 @@ class Accounts:
             raise Refusal(NOT_AUTHENTICATED)
         return Actor(claims.user_id, claims.device_id, claims.session_id, claims.expires_at, device.is_admin)
 
+    async def last_seen(self, actor: Actor) -> Milliseconds:
+        """When the device was last noted to be there: it was there then, and perhaps for a while after."""
+        device = await self._store.get(Device, actor.user_id, actor.device_id)
+        return device.last_seen_at if device is not None else 0
+
     async def seen(self, actor: Actor) -> None:
         """Notes that the device is there, every few minutes at most: for a socket's beginning and end."""
         now = self._clock.now()

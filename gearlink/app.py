@@ -23,6 +23,7 @@ from gearlink.accounts import Accounts
 from gearlink.broker import Broker
 from gearlink.clock import Clock, new_id
 from gearlink.conversations import Conversations
+from gearlink.doorway import Doorway
 from gearlink.errors import ExitStatus, Fatal
 from gearlink.http_api import app as http_app
 from gearlink.http_api.table import Domain
@@ -215,9 +216,10 @@ async def serve(
 
 def _doors(house: House) -> Listener:
     settings = house.settings
-    doorway = ws_session.Doorway(
+    doorway = Doorway(
         store=house.store,
         accounts=house.accounts,
+        conversations=house.conversations,
         messages=house.messages,
         receipts=house.receipts,
         hub=house.hub,
@@ -278,8 +280,9 @@ async def _wait_for_the_end(house: House) -> None:
 
 
 async def _drain(house: House, listener: Listener) -> None:
-    """Doors shut, guests told and answered; who has not left after `drain_seconds` is put out."""
+    """Not ready any more; then doors shut, guests told and answered; after `drain_seconds` who is left is put out."""
     house.is_ready = False
+    await trio.sleep(house.settings.server.notice_seconds)
     _log.info("app.drain", sessions=house.hub.session_count, drain_seconds=house.settings.server.drain_seconds)
     listener.shut()
     house.hub.say_goodbye()

@@ -1,6 +1,7 @@
 """The bodies of the REST calls: what each takes and what it answers. The things inside them are in `gearlink.protocol`."""
 
-from typing import Annotated
+import re
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -29,11 +30,14 @@ from gearlink.protocol import (
 
 PhoneText = Annotated[str, Meta(min_length=5, max_length=32, description="E.164, e.g. +15551230001")]
 DisplayName = Annotated[str, Meta(min_length=1, max_length=limits.DISPLAY_NAME_CHARS_MAX)]
+# The last group: in Python `$` also matches before a line break at the end.
+USERNAME: Final = re.compile(
+    f"^[a-z][a-z0-9_.]{{{limits.USERNAME_CHARS_MIN - 1},{limits.USERNAME_CHARS_MAX - 1}}}$(?![\\s\\S])"
+)
 UsernameText = Annotated[
     str,
     Meta(
-        # The last group: in Python `$` also matches before a line break at the end.
-        pattern=f"^[a-z][a-z0-9_.]{{{limits.USERNAME_CHARS_MIN - 1},{limits.USERNAME_CHARS_MAX - 1}}}$(?![\\s\\S])",
+        pattern=USERNAME.pattern,
         description="lower case letters, digits, `_` and `.`; starts with a letter",
     ),
 ]

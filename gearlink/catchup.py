@@ -9,15 +9,16 @@ cannot be replayed (another epoch, a cursor ahead of the log, a long history tha
 
 from collections.abc import Mapping, Sequence
 
+import trio
+
 from config import limits
 from gearlink import protocol
-from gearlink.conversations import fresh_view
-from gearlink.hub import Hub, Seat, Session
-from gearlink.journal import Metrics, logger
-from gearlink.receipts import Receipts
-from gearlink.timeline import event_frame
-from storage.records import Admitted, Conversation, Head, LogEntry, Member, Membership
-from storage.store import Store
+from gearlink.clock import Milliseconds
+from gearlink.doorway import Doorway
+from gearlink.hub import Seat, Session
+from gearlink.journal import logger
+from gearlink.timeline import delivered_frame, event_frame, read_frame
+from storage.records import Conversation, Departure, Head, LogEntry, Member, Membership
 
 _log = logger("catchup")
 _MEMBERSHIPS_PER_PAGE = 500
@@ -25,22 +26,23 @@ _WAITING_BYTES_MAX = 32 * 1024  # of missed events, in an outbox that has to hol
 
 
 class CatchUp:
-    """One session's resume."""
+    """One session's resume. `since` is when its device was last here, for the marks that moved meanwhile."""
 
-    def __init__(self, store: Store, receipts: Receipts, hub: Hub, session: Session, metrics: Metrics) -> None:
-        self._store, self._receipts, self._hub, self._session = store, receipts, hub, session
-        self._metrics = metrics
+    def __init__(self, doorway: Doorway, session: Session, since: Milliseconds) -> None:
+        self._store, self._receipts, self._hub = doorway.store, doorway.receipts, doorway.hub
+        self._conversations, self._metrics = doorway.conversations, doorway.metrics
+        self._session, self._since = session, since
         self._reload: list[str] = []
 
     async def run(self, epoch: str | None, cursors: Mapping[str, int] | None) -> None:
         """Sends what was missed, then `sync:done`. Ends early when the session does."""
-        known_epoch = epoch is None or epoch == self._store.epoch
+        known_epoch, user_id = epoch is None or epoch == self._store.epoch, self._session.actor.user_id
         cursors, gone = cursors or {}, set(cursors or ())
+        departures = await self._store.scan(Departure, user_id, limit=limits.DEPARTURES_TOLD_MAX)
+        gone.update(departure.conversation_id for departure in departures)
         after: str | None = None
         while True:
-            memberships = await self._store.scan(
-                Membership, self._session.actor.user_id, after=after, limit=_MEMBERSHIPS_PER_PAGE
-            )
+            memberships = await self._store.scan(Membership, user_id, after=after, limit=_MEMBERSHIPS_PER_PAGE)
             for membership in memberships:
                 conversation_id = membership.conversation_id
                 gone.discard(conversation_id)
@@ -54,26 +56,41 @@ class CatchUp:
         self._session.say(protocol.SyncDone(complete=not self._reload, **reload))
 
     async def _conversation(self, conversation_id: str, cursor: int | None, *, known_epoch: bool) -> None:
-        actor = self._session.actor
+        user_id = self._session.actor.user_id
         seat = self._hub.take_seat(self._session, conversation_id)
         if seat.live:  # admitted while we were reading
             return
-        member = await self._store.get(Member, conversation_id, actor.user_id)
+        member = await self._store.get(Member, conversation_id, user_id)
         head = await self._store.get(Head, conversation_id)
         if member is None or head is None:
             return
-        position = await self._position(member, head, cursor, known_epoch=known_epoch)
+        delivered = await self._receipts.delivered_to(user_id, self._session.actor.device_id, conversation_id)
+        is_new = cursor is None and delivered is None
+        if is_new:
+            await self._introduce(member)
+        position = self._position(member, head, cursor, delivered, known_epoch=known_epoch)
         while self._seated(seat):
             entries = await self._store.scan(LogEntry, conversation_id, after=position, limit=limits.SYNC_PAGE_EVENTS)
             if not entries:
                 if seat.go_live(position):
-                    return
+                    break
                 continue
             self._look_for_holes(conversation_id, position, entries)
             position = entries[-1].sequence
             for entry in entries:
-                await self._say(protocol.frame(event_frame(entry, actor.user_id)))
+                await self._say(protocol.frame(event_frame(entry, user_id)))
             await self._session.outbox.drained()
+        await self._marks(conversation_id, 0 if is_new else self._since)
+
+    async def _marks(self, conversation_id: str, since: Milliseconds) -> None:
+        """How far the others have got meanwhile, and oneself on other devices. Marks only grow, so a live one may be
+        told before an older one: the larger counts."""
+        await trio.lowlevel.checkpoint()
+        delivered, read = await self._receipts.moved_since(conversation_id, self._session.actor.user_id, since)
+        for mark in delivered.marks:
+            await self._say(delivered_frame(conversation_id, mark))
+        for mark in read.marks:
+            await self._say(read_frame(conversation_id, mark))
 
     async def _say(self, frame: bytes) -> None:
         if self._session.outbox.size + len(frame) > _WAITING_BYTES_MAX:
@@ -92,32 +109,27 @@ class CatchUp:
         """False once the session ended or was taken out of the conversation while it read."""
         return not self._session.outbox.closing and self._session.seats.get(seat.room.conversation_id) is seat
 
-    async def _position(self, member: Member, head: Head, cursor: int | None, *, known_epoch: bool) -> int:
+    def _position(
+        self, member: Member, head: Head, cursor: int | None, delivered: int | None, *, known_epoch: bool
+    ) -> int:
         """Where to go on from; names the conversation in `reload` if there is no going on."""
-        actor = self._session.actor
-        delivered = await self._receipts.delivered_to(actor.user_id, actor.device_id, member.conversation_id)
         if not known_epoch or (cursor is not None and cursor > head.sequence):
             self._reload.append(member.conversation_id)
             return head.sequence
         if cursor is not None:
             if cursor > (delivered or 0):
-                self._receipts.note(actor, member.conversation_id, delivered=cursor)
+                self._receipts.note(self._session.actor, member.conversation_id, delivered=cursor)
             return max(cursor, member.joined_sequence)
         if delivered is not None:
             return max(delivered, member.joined_sequence)
-        await self._introduce(member, head)
         if head.sequence - member.joined_sequence > limits.SYNC_FIRST_EVENTS_MAX:
             self._reload.append(member.conversation_id)
             return head.sequence
         return member.joined_sequence
 
-    async def _introduce(self, member: Member, head: Head) -> None:
+    async def _introduce(self, member: Member) -> None:
         """A conversation that this device was never told of begins with `conversation:created`."""
         conversation = await self._store.get(Conversation, member.conversation_id)
-        if conversation is None:
-            return
-        members: list[Member] = []
-        if conversation.member_count <= limits.MEMBERS_SHOWN_MAX:
-            members = await self._store.scan(Member, member.conversation_id, limit=limits.MEMBERS_SHOWN_MAX)
-        introduced = Admitted(conversation, (member,), tuple(members), head.sequence)
-        self._session.say(protocol.ConversationCreated(conversation=fresh_view(introduced, member)))
+        if conversation is not None:
+            view = await self._conversations.seen_by(conversation, member, with_members=True)
+            await self._say(protocol.frame(protocol.ConversationCreated(conversation=view)))

@@ -28,6 +28,7 @@ from storage.records import (
     ConversationType,
     ConversationUpdated,
     Delivery,
+    Departure,
     DirectPair,
     Head,
     LogEntry,
@@ -42,6 +43,7 @@ from storage.records import (
 )
 from storage.store import Reads, Store, Transaction
 
+_DAY_MS = 24 * 3600 * 1000
 _MEMBERSHIPS_MAX = 100_000  # of one user, read to sort the list by activity
 
 
@@ -161,7 +163,7 @@ class Conversations:
     async def view(self, actor: Actor, conversation_id: str) -> ConversationView:
         """Raises Refusal `not-found`."""
         conversation, member = await enter(self._store, actor.user_id, conversation_id, Right.READ)
-        return await self._seen_by(conversation, member, with_members=True)
+        return await self.seen_by(conversation, member, with_members=True)
 
     async def list(self, actor: Actor, limit: int, cursor: str | None) -> Page[ConversationView]:
         """Newest activity first. Raises Refusal `invalid-request` for a foreign cursor."""
@@ -177,7 +179,7 @@ class Conversations:
             member = await self._store.get(Member, conversation_id, actor.user_id)
             conversation = await self._store.get(Conversation, conversation_id)
             if member is not None and conversation is not None:
-                items.append(await self._seen_by(conversation, member, with_members=conversation.type == "direct"))
+                items.append(await self.seen_by(conversation, member, with_members=conversation.type == "direct"))
         more = len(places) > limit
         return Page(items=items, next=encode_cursor(str(places[limit - 1][0]), places[limit - 1][1]) if more else None)
 
@@ -198,7 +200,8 @@ class Conversations:
         page = [member_view(member) for member in found[:limit]]
         return Page(items=page, next=encode_cursor(page[-1].user_id) if len(found) > limit else None)
 
-    async def _seen_by(self, conversation: Conversation, member: Member, *, with_members: bool) -> ConversationView:
+    async def seen_by(self, conversation: Conversation, member: Member, *, with_members: bool) -> ConversationView:
+        """The conversation as this member sees it now."""
         conversation_id = conversation.conversation_id
         head = await self._store.get(Head, conversation_id) or Head(conversation_id, 0, 0, conversation.created_at)
         last = None
@@ -261,7 +264,7 @@ class Conversations:
             tx.put(conversation)
             tx.put(Head(conversation_id, 0, 0, now))
             for member in members:
-                _admit(tx, member)
+                await _admit(tx, member)
             shown = tuple(members) if len(members) <= limits.MEMBERS_SHOWN_MAX else ()
             tx.announce(Admitted(conversation, tuple(members), shown, 0))
             return conversation_id, True
@@ -288,9 +291,11 @@ class Conversations:
     async def delete(self, actor: Actor, conversation_id: str) -> None:
         """Ends the conversation for everybody; its content is erased. Raises Refusal `not-found`, `forbidden`."""
 
+        now = self._clock.now()
+
         async def change(tx: Transaction) -> None:
             await enter(tx, actor.user_id, conversation_id, Right.DELETE)
-            await _dissolve(tx, conversation_id)
+            await _dissolve(tx, conversation_id, now)
 
         await self._store.write(change)
 
@@ -313,7 +318,7 @@ class Conversations:
                 Member(conversation_id, each, form.role, now, head.sequence, head.sequence) for each in user_ids
             ]
             for member in newcomers:
-                _admit(tx, member)
+                await _admit(tx, member)
             conversation = structs.replace(
                 conversation,
                 member_count=conversation.member_count + len(newcomers),
@@ -368,12 +373,12 @@ class Conversations:
             if not leaving and member.role == "admin" and target.role != "member":
                 raise Refusal(FORBIDDEN)
             if conversation.member_count == 1:
-                await _dissolve(tx, conversation_id)
+                await _dissolve(tx, conversation_id, now)
                 return
             owners = conversation.owner_count - (target.role == "owner")
             if owners < 1:
                 raise Refusal(LAST_OWNER)
-            await _dismiss(tx, conversation_id, user_id)
+            await _dismiss(tx, conversation_id, user_id, now)
             tx.put(
                 structs.replace(
                     conversation, member_count=conversation.member_count - 1, owner_count=owners, updated_at=now
@@ -397,22 +402,25 @@ async def _require_member(tx: Transaction, conversation_id: str, user_id: str) -
     return member
 
 
-def _admit(tx: Transaction, member: Member) -> None:
+async def _admit(tx: Transaction, member: Member) -> None:
     tx.put(member)
     tx.put(Membership(member.user_id, member.conversation_id))
+    if await tx.get(Departure, member.user_id, member.conversation_id):
+        tx.delete(Departure, member.user_id, member.conversation_id)
 
 
-async def _dismiss(tx: Transaction, conversation_id: str, user_id: str) -> None:
+async def _dismiss(tx: Transaction, conversation_id: str, user_id: str, now: int) -> None:
     tx.delete(Member, conversation_id, user_id)
     tx.delete(Membership, user_id, conversation_id)
+    tx.put(Departure(user_id, conversation_id, now + limits.DEPARTURE_DAYS * _DAY_MS))
     for each in await tx.scan(Delivery, conversation_id, user_id, limit=limits.DEVICES_PER_USER_MAX * 4):
         tx.delete(Delivery, conversation_id, user_id, each.device_id)
 
 
-async def _dissolve(tx: Transaction, conversation_id: str) -> None:
+async def _dissolve(tx: Transaction, conversation_id: str, now: int) -> None:
     members = await tx.scan(Member, conversation_id, limit=_MEMBERSHIPS_MAX)
     for member in members:
-        await _dismiss(tx, conversation_id, member.user_id)
+        await _dismiss(tx, conversation_id, member.user_id, now)
     tx.delete(Conversation, conversation_id)
     tx.put(Purge(conversation_id))
     tx.announce(ConversationDeleted(conversation_id, tuple(member.user_id for member in members)))

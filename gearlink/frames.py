@@ -10,10 +10,12 @@ from types import TracebackType
 from typing import Final, cast
 
 import trio
+from trio_websocket import CloseReason as ClosedFor
 from trio_websocket import ConnectionClosed, WebSocketConnection
 from wsproto import ConnectionType, WSConnection
 from wsproto.connection import Connection, ConnectionState
 from wsproto.events import AcceptConnection, CloseConnection, Event, Message, TextMessage
+from wsproto.frame_protocol import CloseReason
 
 _FINAL_TEXT: Final = 0x81
 # FIN, no reserved bit, and an opcode that there is: continuation, text, binary; close, ping, pong, which are never cut.
@@ -171,6 +173,23 @@ class GuestSocket(WebSocketConnection):
             receive_buffer_size=_RECEIVE_BYTES,
         )
         self._send_channel = cast("trio.MemorySendChannel[str | bytes]", _Sender(self._send_channel))
+
+    async def _handle_close_connection_event(self, event: CloseConnection) -> None:
+        """RFC 6455 §7.1.7: who breaks the protocol is told so by a close frame, where the library only hangs up.
+
+        The stream stays open for whoever owns it to finish: closed on bytes that nobody has read it would be reset,
+        which may overtake the frame. What was said before can still be read.
+        """
+        if self._wsproto.state is not ConnectionState.OPEN:  # a close frame of the peer, or the answer to ours
+            await super()._handle_close_connection_event(event)
+            return
+        # wsproto's words name the rule, but of bad UTF-8 they repeat a byte that was sent.
+        reason = event.reason if event.code == CloseReason.PROTOCOL_ERROR else None
+        self._close_reason = ClosedFor(event.code, reason)
+        self._reader_running = False
+        await self._send(CloseConnection(event.code, reason))
+        self._close_handshake.set()
+        await self._send_channel.aclose()
 
     async def get_message(self) -> str | bytes:
         """The next message. A checkpoint only where it has to wait, which is at every fifth message at the latest.

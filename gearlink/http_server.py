@@ -17,7 +17,7 @@ import h2.exceptions
 import trio
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
-from h11 import ERROR, LocalProtocolError
+from h11 import ERROR, EndOfMessage, LocalProtocolError
 from h11 import Data as Http1Data
 from h11 import Request as Http1Request
 from h11 import Response as Http1Response
@@ -34,6 +34,8 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState, H11SendableEvent
 from hypercorn.utils import parse_socket_addr
 
+from gearlink import problems
+from gearlink.errors import Refusal
 from gearlink.streams import LINGER_SECONDS, WRITE_BYTES_STEP, GuestStream
 
 
@@ -88,7 +90,7 @@ class _Http1(H11Protocol):
         elif _head_bytes(request) > self.config.h11_max_incomplete_size:  # h11 minds it only while the end is missing
             refused = 431
         if refused:
-            await self._send_error_response(refused)
+            await self._send_error_response(refused, request)
             await self.send(Closed())
             return
         self.stream = _Http1Stream(self)
@@ -103,6 +105,19 @@ class _Http1(H11Protocol):
                 state=self.connection_state,
             )
         )
+
+    async def _send_error_response(self, status_code: int, request: Http1Request | None = None) -> None:
+        """A problem document, where hypercorn and h11 have neither a body nor a reason phrase."""
+        refusal = Refusal(problems.entry_of(status_code))
+        status = refusal.entry.status
+        identifier = problems.correlation_id({} if request is None else dict(request.headers))
+        body = problems.document(refusal, identifier)
+        fields = problems.last_fields(refusal, identifier, body)
+        await self._send_h11_event(Http1Response(status_code=status, headers=fields, reason=problems.phrase(status)))
+        if request is None or request.method.upper() != b"HEAD":
+            await self._send_h11_event(Http1Data(data=body))
+        await self._send_h11_event(EndOfMessage())
+        await self._write(b"")  # of a HEAD whose body cannot be read h11 takes no more than the head of an answer
 
     async def stream_send(self, event: StreamEvent) -> None:
         if isinstance(event, StreamClosed):

@@ -17,13 +17,13 @@ from config import limits
 from gearlink import protocol
 from gearlink.accounts import Actor
 from gearlink.broker import Signal, Typing
-from gearlink.clock import Clock, rfc3339
+from gearlink.clock import Clock
 from gearlink.conversations import fresh_view
 from gearlink.errors import NOT_AUTHENTICATED, RESTARTING, SLOW_READER, TOO_MANY_CONNECTIONS, Entry, Refusal
 from gearlink.journal import Metrics
 from gearlink.outbox import Flusher, Outbox
 from gearlink.streams import GuestStream
-from gearlink.timeline import event_frame
+from gearlink.timeline import delivered_frame, event_frame, read_frame
 from storage.records import (
     Admitted,
     Appended,
@@ -32,6 +32,7 @@ from storage.records import (
     DeviceAdded,
     DeviceRemoved,
     LogEntry,
+    Mark,
     MemberLeft,
     Message,
     Read,
@@ -220,9 +221,15 @@ class Hub:
             case Admitted():
                 self._admit(signal)
             case Delivered(conversation_id, marks):
-                self._tell_marks(conversation_id, marks, read=False)
+                self._tell_marks(
+                    conversation_id,
+                    [(mark, delivered_frame(conversation_id, mark)) for mark in marks],
+                    to_own_devices=False,
+                )
             case Read(conversation_id, marks):
-                self._tell_marks(conversation_id, marks, read=True)
+                self._tell_marks(
+                    conversation_id, [(mark, read_frame(conversation_id, mark)) for mark in marks], to_own_devices=True
+                )
             case Typing():
                 self._tell_typing(signal)
             case ConversationDeleted(conversation_id, member_ids):
@@ -303,38 +310,29 @@ class Hub:
             for session in self._users.get(user_id, ()):
                 self._leave_room(session, conversation_id)
 
-    def _tell_marks(self, conversation_id: str, marks: Sequence[tuple[str, int, int]], *, read: bool) -> None:
-        """Marks of one moment, joined, to everybody whose own they are not."""
+    def _tell_marks(self, conversation_id: str, frames: Sequence[tuple[Mark, bytes]], *, to_own_devices: bool) -> None:
+        """Marks of one moment, joined, to everybody whose own they are not; or to every device but the one that moved."""
         room = self._rooms.get(conversation_id)
         if room is None:
             return
-        frames: list[tuple[str, bytes]] = []
-        for user_id, sequence, at in marks:
-            message: protocol.AnyServerFrame
-            if read:
-                message = protocol.MessageRead(
-                    conversation_id=conversation_id, user_id=user_id, sequence_number=sequence, read_at=rfc3339(at)
-                )
-            else:
-                message = protocol.MessageDelivered(
-                    conversation_id=conversation_id, user_id=user_id, sequence_number=sequence, delivered_at=rfc3339(at)
-                )
-            frames.append((user_id, protocol.frame(message)))
-        joined = b"".join(frame for _user_id, frame in frames)
-        moved = {user_id for user_id, _frame in frames}
+        joined = b"".join(frame for _mark, frame in frames)
+        movers = {mark.user_id for mark, _frame in frames}
         told = 0
         for seat in room.seats:
             if not seat.live:
                 continue
-            user_id = seat.session.actor.user_id
-            if user_id in moved:
-                rest = [frame for mover, frame in frames if mover != user_id]
-                if rest:
-                    seat.session.outbox.put(b"".join(rest))
-                told += len(rest)
-            else:
+            actor = seat.session.actor
+            if actor.user_id not in movers:
                 seat.session.outbox.put(joined)
                 told += len(frames)
+                continue
+            rest = [
+                frame
+                for mark, frame in frames
+                if mark.user_id != actor.user_id or (to_own_devices and mark.device_id != actor.device_id)
+            ]
+            seat.session.outbox.put(b"".join(rest))
+            told += len(rest)
         self._sent.inc(told)
 
     # --- typing ------------------------------------------------------------------------------------------------------

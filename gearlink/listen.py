@@ -16,10 +16,9 @@ The phases of an end, each started by the app, which tells the guests in between
 are closed at once, so that no write to a peer that does not read can hold the end, and the ASGI shutdown is skipped.
 """
 
-import re
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -34,10 +33,12 @@ from hypercorn.utils import wrap_app
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from config import limits
+from gearlink.errors import HEADER_TOO_LARGE, OVERLOADED, Refusal
 from gearlink.frames import accept_websocket
 from gearlink.http_server import HttpConfig, HttpConnection
 from gearlink.peers import PEER_EXTENSION, Peer, Proxies, canonical
 from gearlink.ports import open_tcp_listeners, tls_context
+from gearlink.problems import correlation_id, last_answer, sent_id
 from gearlink.protocol import SUBPROTOCOL
 from gearlink.streams import CLOSE_SECONDS, GuestStream, HeadTooLarge, Inner, read_head
 from gearlink.upgrade import read_upgrade, upgrade_trouble
@@ -57,14 +58,7 @@ Refused = Literal["full", "address-full", "handshake", "head-slow", "head-large"
 OnWebSocket = Callable[[WebSocketConnection, GuestStream, Peer, str | None], Awaitable[None]]
 
 _TURNED_AWAY_MAX = 64  # connections over the limit that are being told so; further ones are closed without a word
-_CORRELATION_ID = re.compile(r"[0-9A-Za-z._-]{8,64}")
-_BUSY = (503, "too many connections; try again later", "Retry-After: 5")
-_REASONS = {
-    400: "Bad Request",
-    426: "Upgrade Required",
-    431: "Request Header Fields Too Large",
-    503: "Service Unavailable",
-}
+_BUSY_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +74,7 @@ class ListenConfig:
     trusted_proxies: Sequence[str] = ()
     websocket_path: str = "/ws"
     websocket_subprotocol: str = SUBPROTOCOL
-    frame_bytes_max: int = 64 * 1024
+    frame_bytes_max: int = 128 * 1024
 
 
 class Listener:
@@ -254,7 +248,7 @@ class Listener:
             return
         self._turned_away += 1
         try:
-            await _refuse(GuestStream(transport, transport, CLOSE_SECONDS), *_BUSY)
+            await _refuse(GuestStream(transport, transport, CLOSE_SECONDS), _busy())
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
@@ -325,7 +319,7 @@ class Listener:
                 head = b"" if protocol == "h2" else await read_head(stream, self._config.head_bytes_max)
             except HeadTooLarge:
                 self._on_refused("head-large")
-                await _refuse(stream, 431, "the request head is too large")
+                await _refuse(stream, Refusal(HEADER_TOO_LARGE))
                 return None
             finally:
                 self._opening.discard(opening)
@@ -338,25 +332,24 @@ class Listener:
         stream.settled()  # until here its TCP address counted, which may be a proxy's
         if (reason := self._full(peer.address)) == "address-full":
             self._on_refused(reason)
-            await _refuse(stream, *_BUSY)
+            await _refuse(stream, _busy(), request.headers)
             return
         headers = dict(request.headers)
         trouble = upgrade_trouble(request, stream.head, self._config.websocket_subprotocol)
         if trouble is not None:
             self._on_refused("upgrade")
-            await _refuse(stream, *trouble)
+            await _refuse(stream, trouble, request.headers)
             return
-        sent_id = headers.get(b"x-correlation-id", b"").decode("latin-1")
-        correlation_id = sent_id if _CORRELATION_ID.fullmatch(sent_id) else None
+        identifier = sent_id(headers)
         subprotocol = self._config.websocket_subprotocol if b"sec-websocket-protocol" in headers else None
-        del request, headers, sent_id
+        del request, headers
         stream.on_settled = self._make_pending(peer.address)
         try:
             async with trio.open_nursery() as nursery:
                 with trio.fail_after(self._config.head_seconds):
                     connection = await accept_websocket(nursery, stream, self._config.frame_bytes_max, subprotocol)
                 with suppress(ConnectionClosed):
-                    await self._on_websocket(connection, stream, peer, correlation_id)
+                    await self._on_websocket(connection, stream, peer, identifier)
                 nursery.cancel_scope.cancel(reason="the session has ended")
             await stream.finish()
         finally:
@@ -381,14 +374,11 @@ class Listener:
             self._crashed(crash)
 
 
-async def _refuse(stream: GuestStream, status: int, text: str, *headers: str) -> None:
-    """Answers with one line of `text` in place of the HTTP server, and closes."""
-    lines = [
-        f"HTTP/1.1 {status} {_REASONS[status]}",
-        "Content-Type: text/plain; charset=utf-8",
-        f"Content-Length: {len(text) + 1}",
-        "Connection: close",
-        *headers,
-    ]
-    await stream.send_all(("\r\n".join(lines) + f"\r\n\r\n{text}\n").encode("ascii"))
+def _busy() -> Refusal:
+    return Refusal(OVERLOADED, retry_after_seconds=_BUSY_SECONDS)
+
+
+async def _refuse(stream: GuestStream, refusal: Refusal, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    """Answers in place of the HTTP server, and closes. `headers` are those of the request, if they could be read."""
+    await stream.send_all(last_answer(refusal, correlation_id(dict(headers))))
     await stream.finish()

@@ -6,13 +6,14 @@ the form is refused by the decoder itself. There is no I/O here and no rule abou
 """
 
 import re
-from typing import Annotated, Any, Final, Generic, Literal, TypeVar, get_args
+from collections.abc import Iterator
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from config import limits
-from gearlink.errors import INVALID_REQUEST, MALFORMED_JSON, UNREADABLE_FRAME, Refusal
+from gearlink.errors import INVALID_REQUEST, MALFORMED_JSON, UNKNOWN_TYPE, UNREADABLE_FRAME, Refusal
 
 SUBPROTOCOL: Final = "gearlink.v1"
 ISSUER: Final = "gearlink"
@@ -199,7 +200,7 @@ class AuthOk(ServerFrame, tag="auth:ok"):
     user_id: str
     device_id: str
     epoch: str
-    heartbeat_seconds: float
+    heartbeat_seconds: int | float
     server_time: Timestamp
     ref: str | UnsetType = UNSET
 
@@ -329,31 +330,33 @@ _encoder = msgspec.json.Encoder()
 encode = _encoder.encode
 _client_decoder = msgspec.json.Decoder(AnyClientFrame)
 _server_decoder = msgspec.json.Decoder(AnyServerFrame)
-CLIENT_TYPES: Final = frozenset(str(form.__struct_config__.tag) for form in get_args(AnyClientFrame))
+_CLIENT_FORMS: Final = {str(form.__struct_config__.tag): form for form in get_args(AnyClientFrame)}
 
 
 class _Hints(msgspec.Struct, rename="camel"):
     """What an error frame brings back, read from a frame that was refused."""
 
-    type: str = ""
-    ref: str | None = None
-    temp_id: str | None = None
+    type: Any = None
+    ref: Any = None
+    temp_id: Any = None
 
 
 _hints_decoder = msgspec.json.Decoder(_Hints)
 
 
 def decode_client(data: bytes | str) -> AnyClientFrame:
-    """One frame of a client. Raises Refusal: `unreadable-frame` if it is no JSON object of a known type,
-    `invalid-request` if its fields are not what that type takes."""
+    """One frame of a client. Raises Refusal: `unreadable-frame` if it is no JSON object with a `type`, `unknown-type`
+    for a type that this server does not know, `invalid-request` if the fields are not what that type takes."""
     try:
         frame: AnyClientFrame = _client_decoder.decode(data)
         return frame
     except msgspec.ValidationError as error:
         hints = _hints(data)
-        if hints is None or hints.type not in CLIENT_TYPES:
+        if hints is None or not isinstance(hints.type, str):
             raise Refusal(UNREADABLE_FRAME) from None
-        path, message = split_validation_error(error)
+        if hints.type not in _CLIENT_FORMS:
+            raise Refusal(UNKNOWN_TYPE) from None
+        path, message = split_validation_error(error, _CLIENT_FORMS[hints.type])
         errors = [{"path": path, "message": message}]
         raise Refusal(INVALID_REQUEST, f"{path or 'frame'}: {message}", errors=errors) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError):
@@ -372,9 +375,11 @@ def frame_hints(data: bytes | str) -> tuple[str | None, str | None]:
     hints = _hints(data)
     if hints is None:
         return None, None
-    ref = hints.ref if hints.ref is not None and len(hints.ref) <= limits.REF_CHARS_MAX else None
-    temp_id = hints.temp_id if hints.temp_id is not None and len(hints.temp_id) <= limits.TEMP_ID_CHARS_MAX else None
-    return ref, temp_id
+    return _short(hints.ref, limits.REF_CHARS_MAX), _short(hints.temp_id, limits.TEMP_ID_CHARS_MAX)
+
+
+def _short(value: Any, chars_max: int) -> str | None:
+    return value if isinstance(value, str) and len(value) <= chars_max else None
 
 
 def decode_server(data: bytes | str) -> AnyServerFrame | None:
@@ -383,26 +388,69 @@ def decode_server(data: bytes | str) -> AnyServerFrame | None:
         message: AnyServerFrame = _server_decoder.decode(data)
         return message
     except msgspec.ValidationError as error:
-        if split_validation_error(error)[0] == "type":
+        path, complaint = split_validation_error(error)
+        if path == "type" and complaint != "required":
             return None
         raise
 
 
-_AT = re.compile(r" - at `\$(?P<path>[^`]*)`$")
-_QUOTED = re.compile(r"value '.*?'", re.DOTALL)
+_AT = re.compile(r" - at (?:`key` in )?`\$(?P<path>[^`]*)`$")
+_KINDS: Final = {
+    "str": "a text", "int": "a whole number", "float": "a number", "bool": "a truth value", "object": "an object",
+    "array": "a list",
+}  # fmt: skip
+_CHOICES_TOLD_MAX: Final = 8
 
 
-def split_validation_error(error: msgspec.ValidationError) -> tuple[str, str]:
-    """`(path, message)` of msgspec's text, without the value that was sent: it could be a secret."""
+def split_validation_error(error: msgspec.ValidationError, form: Any = None) -> tuple[str, str]:
+    """`(path, message)` of msgspec's text, in words for a peer, without the value that was sent: it could be a secret.
+
+    With `form`, which was asked for, a value that is none of a few is told which there are.
+    """
     text = str(error)
     path = ""
     if found := _AT.search(text):
-        text, path = text[: found.start()], found["path"].lstrip(".")
-    if "unknown field" in text:  # the key itself is the culprit; its name is not content, but it is not ours: bound it
-        name = text.partition("`")[2].rstrip("`")[:64]
-        path = f"{path}.{name}".lstrip(".")
-        return path, "unknown field"
-    return path[:256], _QUOTED.sub("value", text)[:256]
+        text, path = text[: found.start()], found["path"].replace("[...]", "").lstrip(".")
+    complaint, _, rest = text.partition(" `")
+    if complaint in ("Object contains unknown field", "Object missing required field"):
+        # The key itself is the culprit; an unknown one is not content, but it is not ours: bound it.
+        path = f"{path}.{rest.rstrip('`')[:64]}".lstrip(".")
+        return path[:256], "unknown field" if "unknown" in complaint else "required"
+    return path[:256], _in_words(text, _choices(form, path))
+
+
+def _in_words(text: str, choices: list[str]) -> str:
+    """msgspec's complaint as a peer can read it; one that is not known says no more than that there is one."""
+    if text.startswith("Invalid enum value") and choices:
+        return ("not one of " if len(choices) > 1 else "not ") + ", ".join(choices)
+    if "matching regex" in text:
+        return "not an id" if repr(UUID_PATTERN) in text else "not of the required form"
+    if found := re.fullmatch(r"Expected `[\w |]+` (?P<length>of length )?(?P<sign><=|>=) (?P<bound>-?\d+)", text):
+        bound = f"{'at most' if found['sign'] == '<=' else 'at least'} {found['bound']}"
+        return f"length {bound}" if found["length"] else bound
+    if found := re.fullmatch(r"Expected `(?P<wanted>[\w |]+)`(?:, got `(?P<got>\w+)`)?", text):
+        wanted = " or ".join(_KINDS.get(kind, kind) for kind in found["wanted"].split(" | "))
+        return f"expected {wanted}" + (f", got {_KINDS.get(found['got'], found['got'])}" if found["got"] else "")
+    return "not of the required form"
+
+
+def _choices(form: Any, path: str) -> list[str]:
+    """The values that the field at `path` of a struct can have, if they are few texts."""
+    kinds = [form]
+    for name in re.sub(r"\[\d*\]", "", path).split("."):
+        structs = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, msgspec.Struct)]
+        fields = [each for kind in structs for each in msgspec.structs.fields(kind) if each.encode_name == name]
+        kinds = [part for each in fields for part in _parts(each.type)]
+    found = [text for kind in kinds if get_origin(kind) is Literal for text in get_args(kind)]
+    return found if len(found) <= _CHOICES_TOLD_MAX else []
+
+
+def _parts(kind: Any) -> Iterator[Any]:
+    """A type and what it is made of."""
+    yield kind
+    if get_origin(kind) is not Literal:
+        for part in get_args(kind):
+            yield from _parts(part)
 
 
 def decode_body(data: bytes, form: type[T]) -> T:
@@ -410,7 +458,7 @@ def decode_body(data: bytes, form: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=form)
     except msgspec.ValidationError as error:
-        path, message = split_validation_error(error)
+        path, message = split_validation_error(error, form)
         raise Refusal(INVALID_REQUEST, errors=[{"path": path, "message": message}]) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise Refusal(MALFORMED_JSON) from None

@@ -19,16 +19,17 @@ from gearlink.errors import INVALID_REQUEST, Refusal
 from gearlink.journal import logger
 from gearlink.messages import Messages
 from gearlink.protocol import DeliveryView, Page
-from storage.records import Conversation, Delivered, Delivery, Head, Member, Read
+from storage.records import Conversation, Delivered, Delivery, Head, Mark, Member, Read
 from storage.store import Store, StoreError, Transaction
 
 _log = logger("receipts")
 _MARKS_PER_CHANGE_MAX = 1000
+_DELIVERIES_MAX = limits.RECEIPTS_TOLD_MEMBERS_MAX * limits.DEVICES_PER_USER_MAX
 _Key = tuple[str, str, str]  # conversation, user, device
 
 
 @dataclass(slots=True)
-class _Mark:
+class _Noted:
     delivered: int = 0
     read: int = 0
 
@@ -38,7 +39,7 @@ class Receipts:
 
     def __init__(self, store: Store, clock: Clock, messages: Messages) -> None:
         self._store, self._clock, self._messages = store, clock, messages
-        self._pending: dict[_Key, _Mark] = {}  # bounded by devices online times their conversations
+        self._pending: dict[_Key, _Noted] = {}  # bounded by devices online times their conversations
         self._wanted = trio.Event()
 
     async def acknowledge(self, actor: Actor, conversation_id: str, sequence: int) -> None:
@@ -54,12 +55,12 @@ class Receipts:
     async def mark_read(self, actor: Actor, conversation_id: str, sequence: int) -> None:
         """Like `note_read`, and returns once it is stored."""
         await enter(self._store, actor.user_id, conversation_id, Right.READ)
-        await self._store_marks({(conversation_id, actor.user_id, actor.device_id): _Mark(sequence, sequence)})
+        await self._store_marks({(conversation_id, actor.user_id, actor.device_id): _Noted(sequence, sequence)})
 
     def note(self, actor: Actor, conversation_id: str, *, delivered: int = 0, read: int = 0) -> None:
         """Takes a mark of a member whose membership was checked; marks only grow."""
         key = (conversation_id, actor.user_id, actor.device_id)
-        mark = self._pending.setdefault(key, _Mark())
+        mark = self._pending.setdefault(key, _Noted())
         mark.delivered, mark.read = max(mark.delivered, delivered), max(mark.read, read)
         self._wanted.set()
 
@@ -82,12 +83,12 @@ class Receipts:
             except StoreError as trouble:  # marks are not worth a retry: the device is sent a little again
                 _log.warning("receipts.not-stored", marks=len(marks), trouble=trouble)
 
-    async def _store_marks(self, marks: dict[_Key, _Mark]) -> None:
+    async def _store_marks(self, marks: dict[_Key, _Noted]) -> None:
         now = self._clock.now()
 
         async def change(tx: Transaction) -> None:
-            delivered: dict[str, list[tuple[str, int, int]]] = {}
-            read: dict[str, list[tuple[str, int, int]]] = {}
+            delivered: dict[str, list[Mark]] = {}
+            read: dict[str, list[Mark]] = {}
             for (conversation_id, user_id, device_id), mark in marks.items():
                 member = await tx.get(Member, conversation_id, user_id)
                 head = await tx.get(Head, conversation_id)
@@ -95,10 +96,10 @@ class Receipts:
                     continue
                 sequence = min(mark.delivered, head.sequence)
                 if await _deliver(tx, conversation_id, user_id, device_id, sequence, now):
-                    delivered.setdefault(conversation_id, []).append((user_id, sequence, now))
+                    delivered.setdefault(conversation_id, []).append(Mark(user_id, device_id, sequence, now))
                 if (sequence := min(mark.read, head.sequence)) > member.read_sequence:
                     tx.put(structs.replace(member, read_sequence=sequence, read_at=now))
-                    read.setdefault(conversation_id, []).append((user_id, sequence, now))
+                    read.setdefault(conversation_id, []).append(Mark(user_id, device_id, sequence, now))
             for conversation_id, moved in delivered.items():
                 conversation = await tx.get(Conversation, conversation_id)
                 if conversation is not None and conversation.member_count <= limits.RECEIPTS_TOLD_MEMBERS_MAX:
@@ -107,6 +108,23 @@ class Receipts:
                 tx.announce(Read(conversation_id, tuple(moved)))
 
         await self._store.write(change)
+
+    async def moved_since(self, conversation_id: str, user_id: str, since: int) -> tuple[Delivered, Read]:
+        """The marks that moved at or after `since` (wall time), for a device of `user_id` that was away.
+
+        Both without any where there are too many members for marks to be told.
+        """
+        members = await self._store.scan(Member, conversation_id, limit=limits.RECEIPTS_TOLD_MEMBERS_MAX + 1)
+        if len(members) > limits.RECEIPTS_TOLD_MEMBERS_MAX:
+            return Delivered(conversation_id, ()), Read(conversation_id, ())
+        read = [Mark(each.user_id, "", each.read_sequence, each.read_at) for each in members if each.read_at >= since]
+        furthest: dict[str, Mark] = {}
+        for each in await self._store.scan(Delivery, conversation_id, limit=_DELIVERIES_MAX):
+            known = furthest.get(each.user_id)
+            if each.user_id != user_id and (known is None or each.sequence > known.sequence):
+                furthest[each.user_id] = Mark(each.user_id, each.device_id, each.sequence, each.delivered_at)
+        delivered = [mark for mark in furthest.values() if mark.at >= since and mark.sequence]
+        return Delivered(conversation_id, tuple(delivered)), Read(conversation_id, tuple(m for m in read if m.sequence))
 
     async def delivered_to(self, user_id: str, device_id: str, conversation_id: str) -> int | None:
         """The delivered watermark of a device; None if it was never in this conversation."""

@@ -63,9 +63,13 @@ class Throttle:
         return f'"{self.name}";q={math.floor(self.burst)};w={window}'
 
     def standing(self, key: Hashable) -> str:
-        """The `RateLimit` field (draft-ietf-httpapi-ratelimit-headers §4): what is left, and seconds until it is full."""
+        """The `RateLimit` field (draft-ietf-httpapi-ratelimit-headers §4): what is left, and seconds until it is full.
+
+        Where nothing is left, `t` is when the next one is allowed, as in Retry-After.
+        """
         tokens = self._tokens(key, self._now()) if self.rate else self.burst
-        wait = math.ceil((self.burst - tokens) / self.rate) if self.rate else 0
+        goal = self.burst if tokens >= 1.0 else 1.0
+        wait = math.ceil((goal - tokens) / self.rate) if self.rate else 0
         return f'"{self.name}";r={max(0, math.floor(tokens))};t={wait}'
 
     def _tokens(self, key: Hashable, now: float) -> float:

@@ -9,7 +9,7 @@ from msgspec import UNSET
 from gearlink import protocol
 from gearlink.clock import rfc3339
 from gearlink.protocol import MessageView
-from storage.records import ConversationUpdated, LogEntry, MemberChanged, MemberJoined, MemberLeft, Message, Plain
+from storage.records import ConversationUpdated, LogEntry, Mark, MemberChanged, MemberJoined, MemberLeft, Message, Plain
 
 
 def message_view(entry: LogEntry, for_user_id: str) -> MessageView:
@@ -74,3 +74,27 @@ def event_frame(entry: LogEntry, for_user_id: str = "") -> protocol.AnyServerFra
                 at=rfc3339(event.at),
                 role=event.role,
             )
+
+
+def delivered_frame(conversation_id: str, mark: Mark) -> bytes:
+    """What everybody else is told of a delivered mark."""
+    return protocol.frame(
+        protocol.MessageDelivered(
+            conversation_id=conversation_id,
+            user_id=mark.user_id,
+            sequence_number=mark.sequence,
+            delivered_at=rfc3339(mark.at),
+        )
+    )
+
+
+def read_frame(conversation_id: str, mark: Mark) -> bytes:
+    """What everybody else is told of a read mark, and the reader's own other devices."""
+    return protocol.frame(
+        protocol.MessageRead(
+            conversation_id=conversation_id,
+            user_id=mark.user_id,
+            sequence_number=mark.sequence,
+            read_at=rfc3339(mark.at),
+        )
+    )

@@ -9,9 +9,8 @@ from collections.abc import Iterable
 
 import h11
 
+from gearlink.errors import BAD_REQUEST, UPGRADE_REQUIRED, Refusal
 from gearlink.streams import BLANK_LINE
-
-Trouble = tuple[int, str] | tuple[int, str, str]
 
 
 def _tokens(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[str]:
@@ -39,14 +38,15 @@ def read_upgrade(head: bytes, path: str) -> h11.Request | None:
     return request if upgrades else None
 
 
-def upgrade_trouble(request: h11.Request, head: bytes, subprotocol: str) -> Trouble | None:
-    """Why this upgrade is refused: status, text, and perhaps a header. What passes, trio-websocket accepts.
+def upgrade_trouble(request: h11.Request, head: bytes, subprotocol: str) -> Refusal | None:
+    """Why this upgrade is refused. What passes, trio-websocket accepts.
 
     `head` is what `request` was read from, with all that came with it.
     """
     headers = list(request.headers)
     if _tokens(headers, b"sec-websocket-version") != ["13"]:  # RFC 6455 §4.4
-        return 426, "this server speaks version 13 of WebSocket", "Sec-WebSocket-Version: 13"
+        known = {"Sec-WebSocket-Version": "13", "Upgrade": "websocket", "Connection": "Upgrade"}
+        return Refusal(UPGRADE_REQUIRED, "This server speaks version 13 of WebSocket", headers=known)
     keys = [value for name, value in headers if name == b"sec-websocket-key"]
     try:
         key_bytes = [len(b64decode(key, validate=True)) for key in keys]
@@ -54,16 +54,17 @@ def upgrade_trouble(request: h11.Request, head: bytes, subprotocol: str) -> Trou
     except ValueError:  # binascii.Error and UnicodeError are kinds of it
         key_bytes = []
     if key_bytes != [16]:
-        return 400, "Sec-WebSocket-Key must be 16 bytes in base64, and Host a name"
+        return Refusal(BAD_REQUEST, "Sec-WebSocket-Key must be 16 bytes in base64, and Host a name")
     relevant = (b"connection", b"upgrade", b"sec-websocket-")
     if not all(value.isascii() for name, value in headers if name.startswith(relevant)):
-        return 400, "the headers of an upgrade are ASCII"
+        return Refusal(BAD_REQUEST, "The headers of an upgrade are ASCII")
     if any(name in (b"content-length", b"transfer-encoding") for name, _ in headers):
-        return 400, "an upgrade has no body"
+        return Refusal(BAD_REQUEST, "An upgrade has no body")
     offered = _tokens(headers, b"sec-websocket-protocol")
     if offered and subprotocol not in offered:
-        return 400, f"this server speaks the subprotocol {subprotocol}"
+        return Refusal(BAD_REQUEST, f"This server speaks the subprotocol {subprotocol}")
     end = BLANK_LINE.search(head)
     if end is None or end.end() != len(head):
-        return 400, "frames come after the answer"  # RFC 6455 §4.1: the client waits; wsproto would lose them
+        # RFC 6455 §4.1: the client waits; wsproto would lose them.
+        return Refusal(BAD_REQUEST, "Frames come after the answer")
     return None

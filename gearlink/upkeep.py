@@ -11,6 +11,7 @@ from gearlink.clock import Clock
 from gearlink.journal import logger
 from gearlink.tokens import Tokens
 from storage.records import (
+    Departure,
     Head,
     Invite,
     LogEntry,
@@ -25,7 +26,7 @@ from storage.records import (
 from storage.store import Store, StoreError, Transaction
 
 _log = logger("upkeep")
-EXPIRING: tuple[type[Record], ...] = (Verification, RefreshToken, Invite, Sent, SigningKey)
+EXPIRING: tuple[type[Record], ...] = (Verification, RefreshToken, Invite, Sent, SigningKey, Departure)
 
 
 async def run(

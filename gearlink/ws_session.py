@@ -8,7 +8,7 @@ alone. The rules are in the domain: a handler decodes, makes one call and answer
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import trio
@@ -17,11 +17,12 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from config import limits
 from gearlink import protocol
-from gearlink.accounts import Accounts, Actor
-from gearlink.broker import Broker, Typing
+from gearlink.accounts import Actor
+from gearlink.broker import Typing
 from gearlink.catchup import CatchUp
-from gearlink.clock import Clock, rfc3339
+from gearlink.clock import rfc3339
 from gearlink.conversations import Right, enter
+from gearlink.doorway import Doorway
 from gearlink.errors import (
     FLOOD,
     INTERNAL_ERROR,
@@ -34,35 +35,18 @@ from gearlink.errors import (
     UNREADABLE_FRAME,
     Refusal,
 )
-from gearlink.hub import Hub, Session
+from gearlink.hub import Session
 from gearlink.journal import Metrics, logger
-from gearlink.messages import Accepted, Messages
+from gearlink.messages import Accepted
 from gearlink.outbox import Outbox
-from gearlink.receipts import Receipts
 from gearlink.streams import GuestStream
 from gearlink.throttle import Throttle
-from storage.store import Store, StoreBroken, StoreFull
+from storage.store import StoreBroken, StoreFull
 
 _log = logger("websocket")
-CLOSE_NOT_AUTHENTICATED = 4401
+CLOSE_UNREADABLE, CLOSE_NOT_AUTHENTICATED = 4400, 4401
 _REFUSALS_FORGIVEN_PER_SECOND = 5.0  # of `limits.REFUSED_FLOOD_MAX` rate-limited frames
 _FRAMES_PER_SECOND = 2000.0  # of any kind, from one socket; over it the socket is read more slowly, nothing is refused
-
-
-@dataclass(slots=True)
-class Doorway:
-    """What a session needs of the house."""
-
-    store: Store
-    accounts: Accounts
-    messages: Messages
-    receipts: Receipts
-    hub: Hub
-    broker: Broker
-    clock: Clock
-    metrics: Metrics
-    outbox_bytes_max: int
-    auth_seconds: float = limits.AUTH_SECONDS_MAX
 
 
 async def host(websocket: WebSocketConnection, stream: GuestStream, doorway: Doorway) -> None:
@@ -77,12 +61,13 @@ async def host(websocket: WebSocketConnection, stream: GuestStream, doorway: Doo
     stream.settled()
     guest = _Guest(websocket, session, doorway)
     try:
+        since = await doorway.accounts.last_seen(session.actor)
         with suppress(StoreFull):  # reading goes on without room for this
             await doorway.accounts.seen(session.actor)
         async with trio.open_nursery() as nursery:
             guest.answer_auth(first)
             nursery.start_soon(_pump, websocket, session, nursery.cancel_scope, doorway.metrics)
-            nursery.start_soon(guest.catch_up, first)
+            nursery.start_soon(CatchUp(doorway, session, since).run, first.epoch, first.cursors)
             await guest.listen()
             nursery.cancel_scope.cancel(reason="the peer left")
     finally:
@@ -120,7 +105,9 @@ async def _turn_away(websocket: WebSocketConnection, refusal: Refusal, doorway: 
     with trio.move_on_after(limits.CLOSE_SECONDS_MAX):
         try:
             await websocket.send_message(protocol.encode(_error(refusal)).decode())
-            await websocket.aclose(refusal.entry.close or CLOSE_NOT_AUTHENTICATED, refusal.code)
+            await _say_goodbye(websocket, refusal.code, refusal.retry_after_seconds or 0)
+            code = CLOSE_UNREADABLE if refusal.entry is INVALID_REQUEST else CLOSE_NOT_AUTHENTICATED
+            await websocket.aclose(refusal.entry.close or code, refusal.code)
         except ConnectionClosed:
             pass
 
@@ -138,8 +125,21 @@ async def _pump(websocket: WebSocketConnection, session: Session, guest: trio.Ca
         # Shielded: the reader ends as soon as we close, and a socket that is closed while the peer still sends is reset,
         # which may overtake the close code on its way (RFC 6455 §7.1.1).
         with trio.move_on_after(limits.CLOSE_SECONDS_MAX, shield=True):
+            if session.outbox.overflowed:  # whose goodbye went with all that it was not sent
+                await _say_goodbye(websocket, farewell.code, 0)
             await websocket.aclose(farewell.close or 1000, farewell.code)
     guest.cancel(reason="the socket was closed")
+
+
+async def _say_goodbye(websocket: WebSocketConnection, reason: str, retry_after_seconds: float) -> None:
+    goodbye = protocol.Goodbye(reason=reason, retry_after_ms=int(retry_after_seconds * 1000))
+    with suppress(ConnectionClosed):
+        await websocket.send_message(protocol.encode(goodbye).decode())
+
+
+def _whole(seconds: float) -> int | float:
+    """Strict clients read an integer where there is one."""
+    return int(seconds) if seconds == int(seconds) else seconds
 
 
 def _error(
@@ -211,6 +211,7 @@ class _Guest:
     async def _handle(self, data: str | bytes) -> None:
         try:
             frame = _decode(data)
+            self._unreadable = 0  # it takes several in a row
             await self._handlers[type(frame)](frame)
         except Refusal as refusal:
             self._refuse(refusal, *protocol.frame_hints(data))
@@ -240,16 +241,10 @@ class _Guest:
                 user_id=self._actor.user_id,
                 device_id=self._actor.device_id,
                 epoch=self._doorway.store.epoch,
-                heartbeat_seconds=self._doorway.hub.heartbeat_seconds,
+                heartbeat_seconds=_whole(self._doorway.hub.heartbeat_seconds),
                 server_time=rfc3339(self._doorway.clock.now()),
                 ref=frame.ref,
             )
-        )
-
-    async def catch_up(self, frame: protocol.Auth) -> None:
-        doorway = self._doorway
-        await CatchUp(doorway.store, doorway.receipts, doorway.hub, self._session, doorway.metrics).run(
-            frame.epoch, frame.cursors
         )
 
     async def _renew(self, frame: protocol.Auth) -> None:

@@ -129,6 +129,7 @@ _CATALOGUE = (
     Table("direct_pairs", records.DirectPair, low_id=_ID, high_id=_ID),
     Table("members", records.Member, conversation_id=_ID, user_id=_ID),
     Table("memberships", records.Membership, user_id=_ID, conversation_id=_ID),
+    Table("departures", records.Departure, user_id=_ID, conversation_id=_ID),
     Table("deliveries", records.Delivery, conversation_id=_ID, user_id=_ID, device_id=_ID),
     Table("log", records.LogEntry, conversation_id=_ID, sequence=_SEQ),
     Table("heads", records.Head, conversation_id=_ID),

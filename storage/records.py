@@ -157,6 +157,14 @@ class Membership(Record, frozen=True):
     conversation_id: str
 
 
+class Departure(Record, frozen=True):
+    """The user is not in this conversation any more; told to devices that come back, until it expires."""
+
+    user_id: str
+    conversation_id: str
+    expires_at: int
+
+
 class Delivery(Record, frozen=True):
     """The delivered watermark of one device in one conversation."""
 
@@ -306,18 +314,27 @@ class DeviceRemoved(msgspec.Struct, frozen=True, tag=True):
     device_id: str
 
 
+class Mark(msgspec.Struct, frozen=True, array_like=True):
+    """Up to `sequence`, on account of this device of the user."""
+
+    user_id: str
+    device_id: str
+    sequence: int
+    at: int
+
+
 class Delivered(msgspec.Struct, frozen=True, tag=True):
-    """Delivered watermarks that moved: `marks` are (user id, sequence, at)."""
+    """Delivered watermarks that moved."""
 
     conversation_id: str
-    marks: tuple[tuple[str, int, int], ...]
+    marks: tuple[Mark, ...]
 
 
 class Read(msgspec.Struct, frozen=True, tag=True):
-    """Read watermarks that moved: `marks` are (user id, sequence, at)."""
+    """Read watermarks that moved."""
 
     conversation_id: str
-    marks: tuple[tuple[str, int, int], ...]
+    marks: tuple[Mark, ...]
 
 
 Notice = Appended | Admitted | ConversationDeleted | SessionEnded | DeviceAdded | DeviceRemoved | Delivered | Read

@@ -28,6 +28,7 @@ SECRETS = re.compile(r"[+]1555|eyJ[\w-]{10}|canary", re.IGNORECASE)  # what no l
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # made once: httpx would load every root certificate for each client
 SECONDS_MAX = 20.0  # how long a test waits for what has to happen: only a hang takes so long
 NO_LIMITS = {
+    "server.notice_seconds": "0",
     "limits.messages_per_second": "0",
     "limits.verifications_per_hour": "0",
     "limits.requests_per_second": "0",

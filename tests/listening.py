@@ -1,5 +1,6 @@
 """A listener on in-memory links with a small Quart app behind it, and clients to be good or bad with."""
 
+import json
 import ssl
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
@@ -22,6 +23,7 @@ from quart import Response, request
 from quart_trio import QuartTrio
 from trio_websocket import WebSocketConnection, wrap_client_stream
 
+from gearlink import errors
 from gearlink.listen import (
     PEER_EXTENSION,
     GuestStream,
@@ -191,6 +193,17 @@ async def read_answer(stream: trio.abc.ReceiveStream) -> tuple[int, dict[str, st
             raise AssertionError(event)
 
 
+def assert_problem(fields: dict[str, str], body: bytes, code: str, identifier: str | None = None) -> None:
+    """A problem document of the catalogue, under the correlation id that was sent, or some other if none was."""
+    problem = json.loads(body)
+    entry = errors.CATALOGUE[code]
+    assert fields["content-type"] == "application/problem+json" and fields["x-content-type-options"] == "nosniff"
+    assert (problem["type"], problem["code"]) == (f"/problems/{code}", code)
+    assert (problem["title"], problem["status"]) == (entry.title, entry.status)
+    assert problem["correlationId"] == fields["x-correlation-id"]
+    assert fields["x-correlation-id"] == identifier if identifier else len(fields["x-correlation-id"]) == 36
+
+
 async def ask(stream: trio.abc.Stream, path: str = "/hello", **headers: str) -> tuple[int, dict[str, str], bytes]:
     await stream.send_all(head("GET", path, **{"Host": "chat.example"} | headers))
     return await read_answer(stream)
@@ -203,6 +216,14 @@ async def shake(house: House, path: str = "/ws", more: bytes = b"", **changes: s
         await link.send_all(head("GET", path, **headers) + more)
         status, _, body = await read_answer(link)
         return status, body
+
+
+async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
+    """What comes until the server has closed."""
+    found = b""
+    while data := await stream.receive_some(65536):
+        found += data
+    return found
 
 
 async def read_to_end(stream: trio.abc.ReceiveStream) -> int:

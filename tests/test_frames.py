@@ -236,6 +236,36 @@ async def test_a_message_over_the_limit_is_closed_with_1009(data: bytes, autojum
         nursery.cancel_scope.cancel()
 
 
+BROKEN = {
+    "bad UTF-8": (frame(0x81, b"canary \xed\xa0\x80"), 1007),
+    "bad UTF-8 at the end of a fragmented text": (frame(0x01, b"a") + frame(0x80, b"\xc3"), 1007),
+    "not masked": (frame(0x81, b"x", masked=False), 1002),
+    "a reserved bit": (frame(0xC1, b"x"), 1002),
+    "an unknown opcode": (frame(0x83, b"x"), 1002),
+    "a cut control frame": (frame(0x09, b"x"), 1002),
+    "a continuation of nothing": (frame(0x80, b"x"), 1002),
+    "a length that is not the shortest": (frame(0x81, b"x", width=8), 1002),
+    "a close code that nobody may send": (frame(0x88, (1005).to_bytes(2, "big")), 1002),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+async def test_who_breaks_the_protocol_is_told_by_a_close_frame(name: str, autojump_clock: MockClock) -> None:
+    data, code = BROKEN[name]
+    async with trio.open_nursery() as nursery:
+        pair = await open_pair(nursery)
+        await pair.peer.send_all(text("said before") + data + text("never heard"))
+        answer = await pair.peer.receive_some(4096)
+        assert answer[0] == 0x88 and len(answer) == 2 + answer[1] and int.from_bytes(answer[2:4], "big") == code
+        assert (len(answer) > 4) == (code == 1002) and b"canary" not in answer
+        assert await pair.socket.get_message() == "said before"
+        with pytest.raises(ConnectionClosed) as caught:
+            await pair.socket.get_message()
+        assert caught.value.reason is not None and caught.value.reason.code == code
+        await pair.socket.aclose(4000)  # says nothing more
+        nursery.cancel_scope.cancel()
+
+
 async def test_what_was_said_before_a_close_can_still_be_read(autojump_clock: MockClock) -> None:
     async with trio.open_nursery() as nursery:
         pair = await open_pair(nursery)

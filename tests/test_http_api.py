@@ -803,7 +803,8 @@ async def test_a_metrics_token_opens_them_to_anybody_who_has_it() -> None:
     house = House(Settings(metrics=Metrics(token="scrape-me-0123456789")))
     assert (await house.ask(READ, "/metrics", token="scrape-me-0123456789")).status == 200
     for token in (None, "scrape-me-012345678", "scrape-me-0123456789x", TOKEN):
-        assert (await house.ask(READ, "/metrics", token=token)).status == 404
+        for peer in (None, Peer("127.0.0.1", True)):  # a proxy on this machine that says nothing of its client
+            assert (await house.ask(READ, "/metrics", token=token, peer=peer)).status == 404
     no_token = House()
     assert (await no_token.ask(READ, "/metrics", headers={"Authorization": "Bearer "})).status == 404
 

@@ -40,6 +40,7 @@ _ON_DISK = {
     "direct_pairs": (records.DirectPair, ("low_id", "high_id"), 32),
     "members": (records.Member, ("conversation_id", "user_id"), 32),
     "memberships": (records.Membership, ("user_id", "conversation_id"), 32),
+    "departures": (records.Departure, ("user_id", "conversation_id"), 32),
     "deliveries": (records.Delivery, ("conversation_id", "user_id", "device_id"), 48),
     "log": (records.LogEntry, ("conversation_id", "sequence"), 24),
     "heads": (records.Head, ("conversation_id",), 16),

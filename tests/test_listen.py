@@ -26,6 +26,7 @@ from tests.listening import (
     House,
     Http2Client,
     ask,
+    assert_problem,
     client_tls,
     head,
     open_house,
@@ -280,7 +281,13 @@ async def test_bad_upgrades_are_clean_refusals(
     changes: dict[str, str | None], status: int, autojump_clock: MockClock
 ) -> None:
     async with open_house() as house:
-        assert (await shake(house, **changes))[0] == status  # type: ignore[arg-type]
+        async with house.connect() as link:
+            given = {key: value for key, value in (UPGRADE | changes).items() if value is not None}
+            await link.send_all(head("GET", "/ws", **given, X_Correlation_Id="upgrade-17"))
+            got, answer, body = await read_answer(link)
+        assert got == status
+        assert_problem(answer, body, "upgrade-required" if status == 426 else "bad-request", "upgrade-17")
+        assert answer.get("sec-websocket-version") == ("13" if status == 426 else None)
         assert house.refused == ["upgrade"] and not house.crashed and not house.guests
 
 

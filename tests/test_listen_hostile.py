@@ -20,11 +20,13 @@ from tests.listening import (
     UPGRADE,
     Http2Client,
     ask,
+    assert_problem,
     client_tls,
     head,
     open_house,
     open_tls,
     open_websocket,
+    read_all,
     read_answer,
     read_to_end,
     send_quietly,
@@ -159,10 +161,37 @@ async def test_a_slow_handshake_is_ended_at_head_seconds(
 async def test_a_head_too_large_answers_431(path: str, autojump_clock: MockClock) -> None:
     async with open_house(head_bytes_max=16384) as house, house.connect() as link:
         await link.send_all(head("GET", path, **UPGRADE | {"X": "x" * 20_000}))
-        assert (await read_answer(link))[0] == 431
+        status, answer, body = await read_answer(link)
+        assert status == 431
+        assert_problem(answer, body, "header-too-large")
         async with house.connect() as link:  # and on a connection that is kept
             assert (await ask(link))[0] == 200
-            assert (await ask(link, path, X="x" * 20_000))[0] == 431
+            status, answer, body = await ask(link, path, X="x" * 20_000)
+            assert status == 431
+            assert_problem(answer, body, "header-too-large")
+        assert not house.crashed
+
+
+async def test_a_head_that_came_whole_is_refused_with_its_own_correlation_id(autojump_clock: MockClock) -> None:
+    async with open_house(head_bytes_max=2000) as house, house.connect() as link:
+        assert (await ask(link))[0] == 200
+        status, answer, body = await ask(link, X="x" * 2500, X_Correlation_Id="mine-4711")
+        assert (status, answer["connection"]) == (431, "close")
+        assert_problem(answer, body, "header-too-large", "mine-4711")
+
+
+async def test_a_head_request_is_refused_without_a_body(autojump_clock: MockClock) -> None:
+    async with open_house(head_bytes_max=2000) as house, house.connect() as link:
+        assert (await ask(link))[0] == 200
+        await link.send_all(head("HEAD", "/hello", Host="x", X="x" * 2500))
+        assert (await read_all(link)).partition(b"\r\n\r\n")[2] == b""
+        assert not house.crashed
+
+
+async def test_a_head_request_with_a_broken_body_is_refused_all_the_same(autojump_clock: MockClock) -> None:
+    async with open_house() as house, house.connect() as link:
+        await link.send_all(head("HEAD", "/upload", Host="x", Transfer_Encoding="chunked") + b"zz\r\n")
+        assert (await read_all(link)).startswith(b"HTTP/1.1 4")
         assert not house.crashed
 
 
@@ -171,7 +200,28 @@ async def test_noise_is_answered_400(autojump_clock: MockClock) -> None:
         for noise in (b"\x16\x03\x01\x02\x00\x01\x00", b"hello\r\n\r\n", b"GET / HTTP/9\r\n\r\n"):
             async with house.connect() as link:
                 await link.send_all(noise)
-                assert (await read_answer(link))[0] == 400
+                answer = await read_all(link)
+                assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+                assert b'"code":"bad-request"' in answer and b"x-correlation-id: " in answer
+        assert not house.crashed
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code"),
+    [
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "http-version-not-supported"),
+        (b"POST /hello HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501, "unsupported-transfer-coding"),
+        (b"GET /hello HTTP/1.1\r\n\r\n", 400, "bad-request"),
+    ],
+)
+async def test_a_request_that_http_refuses_gets_a_problem(
+    data: bytes, status: int, code: str, autojump_clock: MockClock
+) -> None:
+    async with open_house() as house, house.connect() as link:
+        await link.send_all(data)
+        got, answer, body = await read_answer(link)
+        assert (got, answer["connection"]) == (status, "close")
+        assert_problem(answer, body, code)
         assert not house.crashed
 
 
@@ -234,7 +284,9 @@ async def test_connections_over_the_limit_get_503_at_once(autojump_clock: MockCl
         first, second = house.connect(), house.connect()
         assert (await ask(first))[0] == (await ask(second))[0] == 200
         before = trio.current_time()
-        assert (await house.get())[0] == 503
+        status, answer, body = await house.get()
+        assert (status, answer["retry-after"]) == (503, "5")
+        assert_problem(answer, body, "overloaded")
         assert trio.current_time() == before
         assert house.refused == ["full"]
         await first.aclose()

@@ -34,11 +34,11 @@ FLOORS = {
     **dict.fromkeys(("gearlink.clock", "gearlink.journal"), 1),
     **dict.fromkeys(("gearlink.throttle", "gearlink.broker", "gearlink.tokens", "gearlink.sms"), 2),
     **dict.fromkeys(("gearlink.timeline", "gearlink.streams", "gearlink.frames", "gearlink.upgrade"), 2),
-    **dict.fromkeys(("gearlink.peers", "gearlink.ports", "gearlink.http_server"), 2),
+    **dict.fromkeys(("gearlink.peers", "gearlink.ports", "gearlink.problems", "gearlink.http_server"), 2),
     **dict.fromkeys(("gearlink.accounts", "gearlink.admission", "gearlink.verification"), 3),
     **dict.fromkeys(("gearlink.conversations", "gearlink.messages", "gearlink.receipts"), 3),
     **dict.fromkeys(("gearlink.hub", "gearlink.outbox", "gearlink.upkeep"), 4),
-    **dict.fromkeys(("gearlink.listen", "gearlink.ws_session", "gearlink.catchup", "gearlink.control"), 5),
+    **dict.fromkeys(("gearlink.listen", "gearlink.doorway", "gearlink.ws_session", "gearlink.catchup", "gearlink.control"), 5),
     **dict.fromkeys(("gearlink.http_api", "admin"), 5),
     **dict.fromkeys(("gearlink.app", "gearlink.cli", "gearlink.__main__"), 6),
     # The garden: what the client is made of. It may be put on its own shelf one day.

@@ -4,15 +4,12 @@ It owns the security and CORS fields and the problem document of a refusal (RFC 
 reaches another through a cache, and an origin that is not on the list learns nothing. It knows no route and no ASGI.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from msgspec import UNSET
-
+from gearlink import problems
 from gearlink.errors import Refusal
-from gearlink.protocol import Problem, encode
 
 Fields = Sequence[tuple[bytes, bytes]]
 
@@ -61,24 +58,13 @@ def data(status: int, body: bytes) -> Answer:
 def problem(refusal: Refusal, identifier: str) -> Answer:
     """The refusal as a problem document. A 401 names the scheme to use (RFC 9110 §11.6.1)."""
     entry = refusal.entry
-    body = encode(
-        Problem(
-            type=f"/problems/{entry.code}",
-            title=entry.title,
-            status=entry.status,
-            detail=refusal.detail,
-            code=entry.code,
-            correlation_id=identifier,
-            errors=UNSET if refusal.errors is None else refusal.errors,
-        )
-    )
     fields = [_PROBLEM_JSON, NO_STORE]
     fields += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in refusal.headers.items()]
     if entry.status == 401 and not any(name == b"www-authenticate" for name, _ in fields):
         fields.append((b"www-authenticate", b"Bearer"))
-    if refusal.retry_after_seconds is not None:
-        fields.append((b"retry-after", b"%d" % max(1, math.ceil(refusal.retry_after_seconds))))
-    return Answer(entry.status, body, fields, refused=entry.code)
+    if (seconds := problems.retry_after(refusal)) is not None:
+        fields.append((b"retry-after", seconds))
+    return Answer(entry.status, problems.document(refusal, identifier), fields, refused=entry.code)
 
 
 def without_hop_by_hop(fields: Fields) -> Fields:

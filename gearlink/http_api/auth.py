@@ -2,7 +2,8 @@
 
 from gearlink.accounts import Actor
 from gearlink.calls import RefreshForm, VerifyConfirm, VerifyRequest
-from gearlink.http_api.table import Domain, Reply
+from gearlink.http_api.table import ID, Domain, PageQuery, Reply, foreign_cursor
+from gearlink.protocol import Page
 
 
 async def request_verification(domain: Domain, address: str, form: VerifyRequest) -> Reply:
@@ -22,8 +23,14 @@ async def logout(domain: Domain, actor: Actor) -> Reply:
     return 204, None
 
 
-async def list_devices(domain: Domain, actor: Actor) -> Reply:
-    return 200, await domain.accounts.devices(actor)
+async def list_devices(domain: Domain, actor: Actor, query: PageQuery) -> Reply:
+    """By device id. A user has so few that they are read at once, whatever the page."""
+    if query.cursor is not None and not ID.fullmatch(query.cursor):
+        raise foreign_cursor()
+    devices = (await domain.accounts.devices(actor)).items
+    left = sorted((each for each in devices if each.id > (query.cursor or "")), key=lambda each: each.id)
+    items = left[: query.limit]
+    return 200, Page(items=items, next=items[-1].id if len(left) > query.limit else None)
 
 
 async def remove_device(domain: Domain, actor: Actor, device_id: str) -> Reply:

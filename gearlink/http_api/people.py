@@ -1,8 +1,9 @@
 """Profiles and finding people. Each handler is one call of the domain."""
 
 from gearlink.accounts import Actor
-from gearlink.calls import DiscoverForm, ProfileForm
-from gearlink.http_api.table import Domain, Reply, UsernameQuery
+from gearlink.calls import USERNAME, DiscoverForm, ProfileForm
+from gearlink.http_api.table import Domain, Reply, UsernameQuery, foreign_cursor
+from gearlink.protocol import Page, User
 
 
 async def read_own_profile(domain: Domain, actor: Actor) -> Reply:
@@ -18,7 +19,12 @@ async def read_user(domain: Domain, actor: Actor, user_id: str) -> Reply:
 
 
 async def find_users(domain: Domain, actor: Actor, query: UsernameQuery) -> Reply:
-    return 200, await domain.accounts.by_username(actor, query.username)
+    if query.cursor is not None:
+        raise foreign_cursor()  # one page is all that there ever is
+    name = query.username.removeprefix("@").lower()
+    if not (query.username.isascii() and USERNAME.match(name)):  # some letters become ASCII in lower case
+        return 200, Page[User](items=[])
+    return 200, await domain.accounts.by_username(actor, name)
 
 
 async def discover_contacts(domain: Domain, actor: Actor, form: DiscoverForm) -> Reply:

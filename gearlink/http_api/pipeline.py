@@ -20,7 +20,6 @@ from config import limits
 from config.settings import Settings
 from gearlink import journal
 from gearlink.accounts import Actor
-from gearlink.clock import new_id
 from gearlink.errors import (
     FORBIDDEN,
     INTERNAL_ERROR,
@@ -39,13 +38,13 @@ from gearlink.http_api import answers
 from gearlink.http_api.answers import Answer
 from gearlink.http_api.table import Domain, NoQuery, Route
 from gearlink.peers import PEER_EXTENSION, Peer
+from gearlink.problems import correlation_id
 from gearlink.protocol import Request, decode_body, encode, split_validation_error
 from gearlink.throttle import Throttle
 from storage.store import StoreBroken, StoreFull
 
 UNMATCHED: Final = "unmatched"
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_CORRELATION_ID: Final = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 _ID: Final = re.compile(r"/([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})(?=/|\Z)")
 _PARAMETER: Final = re.compile(r"/\{\w+\}")
 _QUERY_FIELDS_MAX: Final = 16
@@ -138,7 +137,7 @@ class Pipeline:
         """One HTTP request of the ASGI protocol."""
         started = trio.current_time()
         headers = dict(scope["headers"])
-        identifier = _identifier(headers.get(b"x-correlation-id"))
+        identifier = correlation_id(headers)
         journal.correlation_id.set(identifier)
         path = _path(scope["path"])
         place, ids = self._find(path)
@@ -302,12 +301,6 @@ def _path(target: str) -> str:
         return ""
 
 
-def _identifier(sent: bytes | None) -> str:
-    if sent is not None and _CORRELATION_ID.fullmatch(sent):
-        return sent.decode()
-    return new_id()
-
-
 def _method(method: str) -> str:
     return method if method in _METHODS else "other"
 
@@ -364,7 +357,7 @@ def decode_query(text: bytes, form: type[Request]) -> Request:
     try:
         return msgspec.convert(values, form, strict=False)
     except msgspec.ValidationError as error:
-        raise _invalid_query(*split_validation_error(error)) from None
+        raise _invalid_query(*split_validation_error(error, form)) from None
 
 
 def _invalid_query(path: str, message: str) -> Refusal:

@@ -40,7 +40,10 @@ ROUTES: Final[tuple[Route, ...]] = (
         needs="nobody", body=calls.RefreshForm, answers={200: calls.TokenPair}, refusals=(INVALID_REFRESH_TOKEN,),
     ),
     Route("POST", "/auth/logout", auth.logout, "End the session of this device", answers={204: None}),
-    Route("GET", "/devices", auth.list_devices, "The caller's devices", answers={200: Page[Device]}),
+    Route(
+        "GET", "/devices", auth.list_devices, "The caller's devices, by id",
+        query=PageQuery, answers={200: Page[Device]},
+    ),
     Route(
         "DELETE", "/devices/{deviceId}", auth.remove_device, "Sign a device out for good; its sockets close",
         answers={204: None}, refusals=(NOT_FOUND,),
@@ -53,7 +56,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route("GET", "/users/{userId}", people.read_user, "A user's profile", answers={200: User}, refusals=(NOT_FOUND,)),
     Route(
-        "GET", "/users", people.find_users, "Find a user by the exact username; none or one",
+        "GET", "/users", people.find_users, "Find a user by username, in any case, with or without `@`; none or one",
         query=UsernameQuery, answers={200: Page[User]},
     ),
     Route(

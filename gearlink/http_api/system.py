@@ -1,7 +1,7 @@
 """What is not REST: health, metrics, public keys, documentation, the explanations of refusals, and the front page.
 
 All of it is for GET, none of it needs an account, and none of it tells anything about a person. Metrics are told to
-this machine or to whoever has the operator's token; to anybody else they do not exist.
+whoever has the operator's token or, where there is none, to this machine; to anybody else they do not exist.
 """
 
 import hmac
@@ -82,7 +82,8 @@ class System:
 
     async def metrics(self, call: Call) -> Answer:
         """Raises Refusal `not-found` for anybody whom the figures are not for."""
-        if not (self._is_on_this_machine(call) or self._has_token(call)):
+        # A proxy on this machine may not say for whom it asks: so a token, once there is one, is asked of everybody.
+        if not (self._has_token(call) if self._metrics_token else self._is_on_this_machine(call)):
             raise errors.Refusal(errors.NOT_FOUND)
         return Answer(200, generate_latest(self._metrics.registry), (_METRICS, NO_STORE))
 
@@ -92,7 +93,7 @@ class System:
 
     def _has_token(self, call: Call) -> bool:
         given = call.headers.get(b"authorization", b"")
-        return bool(self._metrics_token) and hmac.compare_digest(given, b"Bearer " + self._metrics_token)
+        return hmac.compare_digest(given, b"Bearer " + self._metrics_token)
 
 
 async def websocket_only(_call: Call) -> Answer:

@@ -16,17 +16,17 @@ from msgspec import Meta
 from config import limits
 from gearlink import errors
 from gearlink.accounts import Accounts
-from gearlink.calls import UsernameText
 from gearlink.conversations import Conversations
 from gearlink.errors import Entry
 from gearlink.messages import Messages
-from gearlink.protocol import Request, Sequence
+from gearlink.protocol import UUID_PATTERN, Request, Sequence
 from gearlink.receipts import Receipts
 from gearlink.verification import Verification
 
 PREFIX: Final = "/api/v1"
 Needs = Literal["user", "admin", "nobody"]
 Reply = tuple[int, msgspec.Struct | None]
+ID: Final = re.compile(UUID_PATTERN)
 _PARAMETER = re.compile(r"\{(\w+)\}")
 
 
@@ -62,8 +62,15 @@ class LogQuery(Request):
     after: Sequence | None = None
 
 
-class UsernameQuery(Request):
-    username: UsernameText
+class UsernameQuery(PageQuery, kw_only=True):
+    """`username` in any case, with or without an `@` before it; what no username can be is nobody's."""
+
+    username: Annotated[str, Meta(max_length=2 * limits.USERNAME_CHARS_MAX)]
+
+
+def foreign_cursor() -> errors.Refusal:
+    """For a cursor that the list which is asked for never gave."""
+    return errors.Refusal(errors.INVALID_REQUEST, errors=[{"path": "cursor", "message": "not a cursor of this list"}])
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,7 +119,8 @@ class Inbox:
 
     def cursors(self) -> dict[str, int]:
         """Where a resume starts: behind what the caller has taken, because the server counts a cursor as delivered. What
-        is still in the buffer comes again, and is dropped."""
+        is still in the buffer comes again, and is dropped. The protocol takes so many cursors and no more: those of
+        the conversations that something happened in last; the others resume from what this device acknowledged."""
         known = {key: at.taken for key, at in self._positions.items() if at.taken is not None}
         return dict(list(known.items())[-CURSORS_MAX:])
 
@@ -314,6 +315,7 @@ class Inbox:
 
     def _settled(self, conversation_id: str, sequence: int) -> None:
         if self._state.epoch == self.epoch:
+            self._state.cursors.pop(conversation_id, None)  # to the end: what is saved is in order of activity, too
             self._state.cursors[conversation_id] = sequence
             self._on_change()
         self._marks.delivered(conversation_id, sequence, trio.current_time())
@@ -367,7 +369,10 @@ class Inbox:
         return isinstance(event, protocol.MemberLeft) and event.user_id == self._state.user_id
 
     def _position(self, conversation_id: str) -> Position:
-        return self._positions.setdefault(conversation_id, Position())
+        """Of one that something happens in: the last in the order of `_positions`, which is that of their activity."""
+        position = self._positions.pop(conversation_id, None) or Position()
+        self._positions[conversation_id] = position
+        return position
 
     def _put(self, item: Item) -> None:
         self._items.append(item)

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from config import limits
-from gearlink import ws_session
+from gearlink import app
 from gearlink.accounts import Actor
 from gearlink.broker import Typing
 from gearlink.clock import new_id
@@ -27,7 +27,6 @@ UNREADABLE = {
     "no type": "{}",
     "null": "null",
     "a number": "1e400",
-    "an unknown type": '{"type":"canary"}',
     "a type that is no text": '{"type":{}}',
     "two objects": '{"type":"ping"}{"type":"ping"}',
     "a control character": '{"type":"ping","ref":"\x00"}',
@@ -42,6 +41,7 @@ INVALID = {
     "deep below an unknown key": '{"type":"ping","x":' + "[" * 500 + "]" * 500 + "}",
     "a wrong type": '{"type":"message:ack","conversationId":"x","sequenceNumber":"1"}',
     "a huge number": '{"type":"message:ack","conversationId":"' + new_id() + '","sequenceNumber":1' + "0" * 30 + "}",
+    "a ref that is no text": '{"type":"ping","ref":9}',
     "a long ref": '{"type":"ping","ref":"%s"}' % ("x" * 129),
     "an id with a line break": '{"type":"typing:start","conversationId":"' + new_id() + '\\n"}',
 }  # fmt: skip
@@ -63,11 +63,22 @@ async def test_unreadable_frames_are_refused_and_close_the_socket_when_they_repe
         for _ in range(limits.MALFORMED_FRAMES_MAX - 1):
             await wire.say_raw(UNREADABLE[name])
             await wire.refused("unreadable-frame")
-        assert await wire.fence() == []
-        await wire.say_raw(UNREADABLE[name])
-        await wire.refused("unreadable-frame")
+        assert await wire.fence() == []  # a good frame: the count begins again
+        for _ in range(limits.MALFORMED_FRAMES_MAX):
+            await wire.say_raw(UNREADABLE[name])
+            await wire.refused("unreadable-frame")
         assert (await wire.hear("session:goodbye"))["reason"] == "unreadable-frame"
         assert await wire.closed() == 4400
+
+
+async def test_a_frame_of_an_unknown_type_is_refused_as_such_and_never_closes_the_socket(house: House) -> None:
+    [ann] = await house.people(1)
+    async with ann.wire() as wire:
+        for _ in range(limits.MALFORMED_FRAMES_MAX + 1):
+            await wire.say("presence:watch", userIds=[], ref="r-1")
+            refused = await wire.hear("error")
+            assert (refused["code"], refused["ref"]) == ("unknown-type", "r-1")
+        assert await wire.fence() == []
 
 
 async def test_frames_with_wrong_fields_are_refused_and_never_close_the_socket(house: House) -> None:
@@ -84,7 +95,7 @@ async def test_a_frame_over_the_limit_ends_its_connection(house: House) -> None:
     ann, bob = await house.people(2)
     conversation = await ann.open("direct", bob)
     async with ann.wire() as wire:
-        await wire.say_raw("x" * (64 * 1024 + 1))
+        await wire.say_raw("x" * (128 * 1024 + 1))
         assert await wire.closed() == 1009
     await assert_the_room_goes_on(ann, bob, conversation)
 
@@ -104,7 +115,7 @@ async def test_fragments_are_one_frame_and_count_together(house: House) -> None:
             await raw.put(opcode, part, final=final)
         assert [(await raw.take())[0], b"pong" in (await raw.take())[1]] == [10, True]
         await raw.put(1, b"x" * 1000, final=False)
-        for _ in range(70):
+        for _ in range(140):
             await raw.put(0, b"x" * 1000, final=False)
         assert (await raw.read_to_the_close())[1] == 1009
     await assert_the_room_goes_on(ann, bob, conversation)
@@ -137,8 +148,8 @@ async def test_the_first_frame_has_to_be_a_good_auth(house: House) -> None:
         ('{"type":"auth","accessToken":"canary"}', "not-authenticated", 4401),
         (json.dumps({"type": "auth", "accessToken": ann.access_token[:-2]}), "not-authenticated", 4401),
         (json.dumps({"type": "auth", "accessToken": ann.refresh_token}), "not-authenticated", 4401),
-        ('{"type":"auth","accessToken":""}', "invalid-request", 4401),
-        ('{"type":"auth","accessToken":"x","cursors":{"x":1}}', "invalid-request", 4401),
+        ('{"type":"auth","accessToken":""}', "invalid-request", 4400),
+        ('{"type":"auth","accessToken":"x","cursors":{"x":1}}', "invalid-request", 4400),
         ("canary", "unreadable-frame", 4400),
     ]  # fmt: skip
     for frame, code, close in wrong:
@@ -150,7 +161,7 @@ async def test_the_first_frame_has_to_be_a_good_auth(house: House) -> None:
 
 
 async def test_who_says_nothing_is_closed_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ws_session, "Doorway", partial(ws_session.Doorway, auth_seconds=0.05))
+    monkeypatch.setattr(app, "Doorway", partial(app.Doorway, auth_seconds=0.05))
     async with open_house(tmp_path / "data") as house, open_wire(house) as wire:
         await wire.refused("not-authenticated")
         assert await wire.closed() == 4401
@@ -269,7 +280,7 @@ async def test_a_user_has_only_so_many_sockets(tmp_path: Path) -> None:
 
 
 async def test_a_reader_that_never_reads_is_cut_and_the_room_goes_on(tmp_path: Path) -> None:
-    async with open_house(tmp_path / "data", limits__outbox_kib="64") as house:
+    async with open_house(tmp_path / "data", limits__outbox_kib="64", limits__frame_kib="64") as house:
         ann, bob, eve = await house.people(3)
         conversation = await ann.open("group", bob, eve)
         text = "a" * limits.CONTENT_BYTES_MAX
@@ -466,3 +477,24 @@ async def test_who_has_said_nothing_does_not_hold_up_the_end(tmp_path: Path) -> 
                 house.app.closing.set()
                 assert await wire.closed() == 1012
                 assert await silent.receive_some() == b""
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"\x81\x83" + bytes(4) + b"\xed\xa0\x80", 1007),
+        (b"\x81\x02{}", 1002),
+        (b"\xc1\x82" + bytes(4) + b"{}", 1002),
+    ],
+    ids=["bad UTF-8", "not masked", "a reserved bit"],
+)
+async def test_broken_frames_are_answered_with_a_close_frame_that_arrives(house: House, data: bytes, code: int) -> None:
+    ann, bob = await house.people(2)
+    conversation = await ann.open("direct", bob)
+    async with open_raw_socket(house) as raw:
+        await authenticated(raw, ann)
+        await raw.stream.send_all(data + bytes(300_000))  # bytes that nobody reads would reset the connection
+        assert await raw.read_to_the_close() == ([], code)
+        with pytest.raises(EOFError):
+            await raw.take()
+    await assert_the_room_goes_on(ann, bob, conversation)

@@ -278,7 +278,7 @@ def hold_resume(monkeypatch: pytest.MonkeyPatch) -> tuple[trio.Event, trio.Event
 
 
 async def test_missed_events_that_are_many_times_the_outbox_arrive(tmp_path: Path) -> None:
-    async with open_house(tmp_path / "data", limits__outbox_kib="64") as house:
+    async with open_house(tmp_path / "data", limits__outbox_kib="64", limits__frame_kib="64") as house:
         ann, bob = await house.people(2)
         conversation = await ann.open("direct", bob)
         text = "a" * limits.CONTENT_BYTES_MAX
@@ -290,7 +290,7 @@ async def test_missed_events_that_are_many_times_the_outbox_arrive(tmp_path: Pat
 
 
 async def test_a_message_larger_than_the_outbox_does_not_cut_those_who_read(tmp_path: Path) -> None:
-    async with open_house(tmp_path / "data", limits__outbox_kib="64") as house:
+    async with open_house(tmp_path / "data", limits__outbox_kib="64", limits__frame_kib="64") as house:
         ann, bob = await house.people(2)
         conversation = await ann.open("direct", bob)
         async with bob.wire() as live:
@@ -412,3 +412,48 @@ async def test_a_peer_that_leaves_in_the_middle_of_its_resume_harms_nobody(house
                     await wire.socket.get_message()
     async with bob.wire() as wire:
         assert len(numbers(wire.missed, conversation)) == 60
+
+
+@pytest.mark.parametrize("with_cursor", [True, False])
+async def test_a_device_hears_what_it_is_no_longer_part_of(house: House, with_cursor: bool) -> None:
+    ann, bob = await house.people(2)
+    removed, deleted = [await ann.open("group", bob, name=name) for name in ("a", "b")]
+    async with bob.wire():
+        pass
+    assert (await ann.http.delete(f"/conversations/{removed}/members/{bob.id}")).status_code == 204
+    assert (await ann.http.delete(f"/conversations/{deleted}")).status_code == 204
+    cursors = {"cursors": {removed: 0, deleted: 0}} if with_cursor else {}
+    async with bob.wire(**cursors) as wire:
+        gone = {frame["conversationId"] for frame in wire.missed if frame["type"] == "conversation:deleted"}
+        assert gone == {removed, deleted}
+    form = {"userIds": [bob.id]}
+    assert (await ann.http.post(f"/conversations/{removed}/members", json=form)).status_code == 201
+    async with bob.wire() as wire:
+        assert removed not in [frame.get("conversationId") for frame in wire.missed if "deleted" in frame["type"]]
+
+
+async def test_marks_that_moved_meanwhile_are_told_at_the_next_connect(house: House) -> None:
+    ann, bob = await house.people(2)
+    conversation = await ann.open("direct", bob)
+    async with ann.wire() as wire:
+        await wire.send(conversation, "x", "t-1")
+        await wire.say("message:ack", conversationId=conversation, sequenceNumber=1)
+    async with bob.wire() as reader:
+        await reader.say("message:read", conversationId=conversation, sequenceNumber=1, ref="r-1")
+        await reader.hear_until("ok")
+        await house.app.receipts.flush()
+    async with ann.wire() as wire:
+        told = {frame["type"]: frame for frame in wire.missed}
+        assert told["message:delivered"]["userId"] == told["message:read"]["userId"] == bob.id
+        assert told["message:read"]["sequenceNumber"] == 1
+
+
+async def test_a_conversation_is_introduced_as_it_stands(house: House) -> None:
+    ann, bob = await house.people(2)
+    conversation = await ann.open("direct", bob)
+    for number in range(3):
+        await ann.post(conversation, f"x{number}", f"t-{number}")
+    async with bob.wire() as wire:
+        [created] = [frame for frame in wire.missed if frame["type"] == "conversation:created"]
+    assert created["conversation"]["unreadCount"] == 3
+    assert created["conversation"]["lastMessage"]["content"] == "x2"

@@ -177,7 +177,7 @@ TEXTS = {
 
 
 async def test_every_text_comes_out_as_it_went_in(tmp_path: Path) -> None:
-    async with open_house(tmp_path / "data", limits__frame_kib="128") as house:
+    async with open_house(tmp_path / "data") as house:
         ann, bob = await house.people(2)
         conversation = await ann.open("direct", bob)
         async with ann.wire() as wire, bob.wire() as other:

@@ -1,0 +1,31 @@
+"""What a live session needs of the house, handed to each of them as one thing."""
+
+from dataclasses import dataclass
+
+from config import limits
+from gearlink.accounts import Accounts
+from gearlink.broker import Broker
+from gearlink.clock import Clock
+from gearlink.conversations import Conversations
+from gearlink.hub import Hub
+from gearlink.journal import Metrics
+from gearlink.messages import Messages
+from gearlink.receipts import Receipts
+from storage.store import Store
+
+
+@dataclass(slots=True)
+class Doorway:
+    """The parts of the house that sessions call, and two limits."""
+
+    store: Store
+    accounts: Accounts
+    conversations: Conversations
+    messages: Messages
+    receipts: Receipts
+    hub: Hub
+    broker: Broker
+    clock: Clock
+    metrics: Metrics
+    outbox_bytes_max: int
+    auth_seconds: float = limits.AUTH_SECONDS_MAX
