@@ -38,6 +38,6 @@ def rfc3339(at: Milliseconds) -> str:
     """`at` as RFC 3339 UTC text with milliseconds, e.g. `2026-01-31T12:00:00.000Z`."""
     global _second, _second_text
     second, milliseconds = divmod(at, 1000)
-    if second != _second:  # strftime is the costly part, and neighbours share their second
-        _second, _second_text = second, datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    if second != _second:  # the costly part, and neighbours share their second
+        _second, _second_text = second, datetime.fromtimestamp(second, UTC).isoformat()[:19]
     return f"{_second_text}.{milliseconds:03d}Z"

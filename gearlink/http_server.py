@@ -51,6 +51,15 @@ class HttpConfig(Config):
         self.h2_max_header_list_size = head_bytes_max
         self.keep_alive_timeout = keep_alive_seconds
         self.write_seconds = write_seconds
+        self.keep_alive_max_requests = 1_000_000  # a connection is bounded by its idle time and its limits, not by its use
+        self._date, self._date_until = b"", 0.0
+
+    def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:
+        """`Date` (RFC 9110 §6.6.1), made anew once a second."""
+        now = trio.current_time()
+        if now >= self._date_until:
+            self._date, self._date_until = dict(super().response_headers(protocol))[b"date"], now + 1
+        return [(b"date", self._date)]
 
 
 def _head_bytes(request: Http1Request) -> int:

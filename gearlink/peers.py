@@ -6,6 +6,7 @@ as far as trusted proxies wrote it, from the right to the left. It does no I/O a
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
 
@@ -21,6 +22,7 @@ class Peer:
     direct: bool
 
 
+@lru_cache(maxsize=4096)  # asked for every request of a connection
 def canonical(text: str) -> str:
     """The one spelling of an IP address: no zone, and IPv4 that was mapped into IPv6 as IPv4. Raises ValueError."""
     return str(_parse(text.partition("%")[0]))

@@ -9,17 +9,19 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import trio
-from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, ReadOptions, WriteBatch
+from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, RdictIter, ReadOptions, WriteBatch
 
 from storage.store import StoreBroken, StoreDenied, StoreError, StoreForeign, StoreFull, StoreLocked
 
 PRODUCT = "gearlink"
-_BLOCK_CACHE_BYTES = 32 << 20
+_BLOCK_CACHE_BYTES = 64 << 20
 _MEMTABLES_BYTES_MAX = 48 << 20  # all tables together; a flush needs as much room on the disk
 _WAL_BYTES_MAX = 192 << 20  # bounds what a start after `kill -9` has to replay
 _OPEN_BYTES_MIN = 4 << 20  # opening writes a manifest, a log and an options file
@@ -68,28 +70,35 @@ class Engine:
         options = ReadOptions()
         if high is not None and not reverse:
             options.set_iterate_upper_bound(high)  # never the lower bound: rocksdict 0.3.29 sets the upper one instead
-        cursor = self._families[table].iter(options)
-        found: list[tuple[bytes, bytes]] = []
-        if reverse:
-            if high is None:
-                cursor.seek_to_last()
-            else:
-                cursor.seek_for_prev(high)
-                if cursor.valid() and cursor.key() == high:
-                    cursor.prev()
-            while len(found) < limit and cursor.valid() and (key := cursor.key()) >= low:
-                found.append((key, cursor.value()))
-                cursor.prev()
-        else:
-            cursor.seek(low)
-            while len(found) < limit and cursor.valid():
-                found.append((cursor.key(), cursor.value()))
-                cursor.next()
+        begin, family = high if reverse else low, self._families[table]
         try:
-            cursor.status()
+            rows = family.items(backwards=reverse, from_key=begin, read_opt=options)
+            found: list[tuple[bytes, bytes]] = list(
+                islice(cast(Iterator[Any], rows), limit + 1)
+            )  # one more: `high` itself may be the first
+            if len(found) <= limit:
+                self._assert_the_end(family.iter(options), found[-1][0] if found else begin, reverse=reverse)
         except Exception as trouble:  # rocksdict raises bare Exception
             raise self._damaged(trouble) from trouble
-        return found
+        if reverse:
+            if found and found[0][0] == high:
+                del found[0]
+            while found and found[-1][0] < low:
+                found.pop()
+        return found[:limit]
+
+    @staticmethod
+    def _assert_the_end(cursor: RdictIter, last_key: bytes | None, *, reverse: bool) -> None:
+        """Nothing follows `last_key`, or raises why it cannot be read: `items` would just have ended."""
+        if last_key is not None:
+            (cursor.seek_for_prev if reverse else cursor.seek)(last_key)
+            if cursor.valid():
+                (cursor.prev if reverse else cursor.next)()
+        elif reverse:
+            cursor.seek_to_last()
+        else:
+            cursor.seek_to_first()
+        cursor.status()
 
     def _damaged(self, trouble: Exception) -> StoreBroken:
         return StoreBroken(f"{self.path}/db is damaged and cannot be read: {_kind(trouble)}")
