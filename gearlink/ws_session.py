@@ -60,12 +60,12 @@ async def host(websocket: WebSocketConnection, stream: GuestStream, doorway: Doo
         return
     stream.settled()
     guest = _Guest(websocket, session, doorway)
+    guest.answer_auth(first)  # before anything else can be put into the outbox
     try:
         since = await doorway.accounts.last_seen(session.actor)
         with suppress(StoreFull):  # reading goes on without room for this
             await doorway.accounts.seen(session.actor)
         async with trio.open_nursery() as nursery:
-            guest.answer_auth(first)
             nursery.start_soon(_pump, websocket, session, nursery.cancel_scope, doorway.metrics)
             nursery.start_soon(CatchUp(doorway, session, since).run, first.epoch, first.cursors)
             await guest.listen()

@@ -9,6 +9,7 @@ import trio
 from trio_websocket import ConnectionClosed
 
 from config import limits
+from gearlink.accounts import Actor
 from gearlink.clock import new_id
 from gearlink.listen import Listener
 from gearlink.outbox import Outbox
@@ -457,3 +458,15 @@ async def test_a_conversation_is_introduced_as_it_stands(house: House) -> None:
         [created] = [frame for frame in wire.missed if frame["type"] == "conversation:created"]
     assert created["conversation"]["unreadCount"] == 3
     assert created["conversation"]["lastMessage"]["content"] == "x2"
+
+
+async def test_nothing_is_told_before_the_answer_to_auth(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    ann, bob = await house.people(2)
+
+    async def busy(_actor: Actor) -> None:
+        await ann.open("direct", bob)  # while Bob's socket is on its way in
+
+    monkeypatch.setattr(house.app.accounts, "seen", busy)
+    async with bob.wire(synced=False) as wire:
+        await wire.hear("auth:ok")
+        assert [frame["type"] for frame in await wire.hear_until("sync:done")] == ["conversation:created", "sync:done"]
