@@ -149,22 +149,22 @@ class Accounts:
             raise Refusal(NOT_AUTHENTICATED)
         return Actor(claims.user_id, claims.device_id, claims.session_id, claims.expires_at, device.is_admin)
 
-    async def last_seen(self, actor: Actor) -> Milliseconds:
-        """When the device was last noted to be there: it was there then, and perhaps for a while after."""
+    async def connected_at(self, actor: Actor) -> Milliseconds:
+        """When a socket of the device was last noted: it was there then, and perhaps for a while after; 0 for never."""
         device = await self._store.get(Device, actor.user_id, actor.device_id)
-        return device.last_seen_at if device is not None else 0
+        return device.connected_at if device is not None else 0
 
     async def seen(self, actor: Actor) -> None:
-        """Notes that the device is there, every few minutes at most: for a socket's beginning and end."""
+        """Notes that a socket of the device begins, every few minutes at most."""
         now = self._clock.now()
 
         async def change(tx: Transaction) -> None:
             device = await tx.get(Device, actor.user_id, actor.device_id)
             if device is not None:
-                tx.put(replace(device, last_seen_at=max(now, device.last_seen_at)))
+                tx.put(replace(device, last_seen_at=max(now, device.last_seen_at), connected_at=now))
 
         device = await self._store.get(Device, actor.user_id, actor.device_id)
-        if device is not None and device.last_seen_at + _SEEN_EVERY <= now:
+        if device is not None and device.connected_at + _SEEN_EVERY <= now:
             await self._store.write(change)
 
     async def logout(self, actor: Actor) -> None:

@@ -107,7 +107,10 @@ async def open_session(
     else:
         tx.announce(SessionEnded(user_id, device_id, live_session_id=session_id))
     created_at = known.created_at if known is not None else now
-    device = Device(user_id, device_id, form.name, form.type, created_at, now, session_id, account.is_admin)
+    connected_at = known.connected_at if known is not None else 0
+    device = Device(
+        user_id, device_id, form.name, form.type, created_at, now, session_id, account.is_admin, connected_at
+    )
     tx.put(device)
     return device
 

@@ -45,8 +45,12 @@ class CatchUp:
             memberships = await self._store.scan(Membership, user_id, after=after, limit=_MEMBERSHIPS_PER_PAGE)
             for membership in memberships:
                 conversation_id = membership.conversation_id
-                gone.discard(conversation_id)
-                await self._conversation(conversation_id, cursors.get(conversation_id), known_epoch=known_epoch)
+                if self._session.outbox.closing:
+                    return
+                if await self._conversation(conversation_id, cursors.get(conversation_id), known_epoch=known_epoch):
+                    gone.discard(conversation_id)
+                else:
+                    gone.add(conversation_id)
             if len(memberships) < _MEMBERSHIPS_PER_PAGE or self._session.outbox.closing:
                 break
             after = memberships[-1].conversation_id
@@ -55,15 +59,16 @@ class CatchUp:
         reload = {"reload": self._reload} if self._reload else {}
         self._session.say(protocol.SyncDone(complete=not self._reload, **reload))
 
-    async def _conversation(self, conversation_id: str, cursor: int | None, *, known_epoch: bool) -> None:
+    async def _conversation(self, conversation_id: str, cursor: int | None, *, known_epoch: bool) -> bool:
+        """Brings the device up to date there. False if the user is not in it any more, perhaps since a moment ago."""
         user_id = self._session.actor.user_id
         seat = self._hub.take_seat(self._session, conversation_id)
         if seat.live:  # admitted while we were reading
-            return
+            return True
         member = await self._store.get(Member, conversation_id, user_id)
         head = await self._store.get(Head, conversation_id)
         if member is None or head is None:
-            return
+            return False
         delivered = await self._receipts.delivered_to(user_id, self._session.actor.device_id, conversation_id)
         is_new = cursor is None and delivered is None
         if is_new:
@@ -80,7 +85,10 @@ class CatchUp:
             for entry in entries:
                 await self._say(protocol.frame(event_frame(entry, user_id)))
             await self._session.outbox.drained()
+        if not self._seated(seat):
+            return False
         await self._marks(conversation_id, 0 if is_new else self._since)
+        return True
 
     async def _marks(self, conversation_id: str, since: Milliseconds) -> None:
         """How far the others have got meanwhile, and oneself on other devices. Marks only grow, so a live one may be
@@ -103,7 +111,8 @@ class CatchUp:
         if missing:
             self._metrics.messages_lost.inc(missing)
             _log.error("messages.lost", conversation_id=conversation_id, after=position, missing=missing)
-            self._reload.append(conversation_id)
+            if conversation_id not in self._reload:
+                self._reload.append(conversation_id)
 
     def _seated(self, seat: Seat) -> bool:
         """False once the session ended or was taken out of the conversation while it read."""

@@ -156,6 +156,7 @@ def parser() -> argparse.ArgumentParser:
     signup.add_argument("--name", help="the name that others see")
     signup.add_argument("--invite", metavar="CODE", help="an invite code, where the server asks newcomers for one")
     signup.add_argument("--code", metavar="DIGITS", help="the code that was sent; asked for, or read from a pipe")
+    signup.add_argument("--verification", metavar="ID", help="what --code belongs to, as the run that sent it said")
     add("list", show_list, "list your conversations, newest activity first")
     to = add("to", talk, "talk to somebody: type lines, or pipe them in")
     to.add_argument("target", metavar="WHO", help="+15551230002, @username or the id of a conversation")
@@ -185,8 +186,8 @@ def _count(text: str) -> int:
 async def sign_up(options: argparse.Namespace, client: Client, terminal: Terminal) -> int:
     if client.signed_in:
         raise Complaint("this profile is signed in; `gearlink chat logout` first, or choose another with --as NAME", 2)
-    asked = await client.request_code(options.phone)
-    signed = await _confirm(options, client, terminal, asked.verification_id)
+    verification_id = options.verification or (await client.request_code(options.phone)).verification_id
+    signed = await _confirm(options, client, terminal, verification_id)
     user = signed.user
     if options.name is not None:
         user = await client.change_profile(calls.ProfileForm(display_name=options.name))
@@ -202,7 +203,8 @@ async def _confirm(
         tries -= 1
         code = options.code or await terminal.ask("code (the server sent it to you): ")
         if not code:
-            raise Complaint("no code: give --code DIGITS, or type it", ExitStatus.USAGE)
+            again = f"run this again with --verification {verification_id} --code DIGITS"
+            raise Complaint(f"no code: type it, or {again}", ExitStatus.USAGE)
         try:
             return await client.confirm(
                 verification_id,

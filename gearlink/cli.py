@@ -200,7 +200,7 @@ async def _operator(options: argparse.Namespace) -> "AsyncIterator[Operator]":
     from storage.store import StoreError
 
     settings, time, metrics = _load(options).settings, clock.Clock(), journal.Metrics()
-    writer = journal.configure(settings.logging.level)
+    writer = journal.configure("warning")  # the command itself says what it did
     try:
         async with open_store(Path(settings.storage.data), now=time.now(), fresh_id=clock.new_id()) as store:
             house = app.furnish(settings, store, time, metrics, None)
@@ -222,8 +222,13 @@ def _ask(options: argparse.Namespace, command: "Command") -> "Reply":
 
     from gearlink import control
 
+    data = Path(_load(options).settings.storage.data)
+    if not (data / "GEARLINK").exists():  # the stamp of a store
+        raise Fatal(
+            ExitStatus.UNREACHABLE, f"there is no GearLink data in {data}: give the server's --data or --config"
+        )
+
     async def asked() -> "Reply":
-        data = Path(_load(options).settings.storage.data)
         if control.is_served(data):
             try:
                 return await control.ask(data, command)

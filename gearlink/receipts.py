@@ -117,14 +117,18 @@ class Receipts:
         members = await self._store.scan(Member, conversation_id, limit=limits.RECEIPTS_TOLD_MEMBERS_MAX + 1)
         if len(members) > limits.RECEIPTS_TOLD_MEMBERS_MAX:
             return Delivered(conversation_id, ()), Read(conversation_id, ())
-        read = [Mark(each.user_id, "", each.read_sequence, each.read_at) for each in members if each.read_at >= since]
+        read = [
+            Mark(each.user_id, "", each.read_sequence, each.read_at)
+            for each in members
+            if each.read_at and each.read_at >= since
+        ]
         furthest: dict[str, Mark] = {}
         for each in await self._store.scan(Delivery, conversation_id, limit=_DELIVERIES_MAX):
             known = furthest.get(each.user_id)
             if each.user_id != user_id and (known is None or each.sequence > known.sequence):
                 furthest[each.user_id] = Mark(each.user_id, each.device_id, each.sequence, each.delivered_at)
         delivered = [mark for mark in furthest.values() if mark.at >= since and mark.sequence]
-        return Delivered(conversation_id, tuple(delivered)), Read(conversation_id, tuple(m for m in read if m.sequence))
+        return Delivered(conversation_id, tuple(delivered)), Read(conversation_id, tuple(read))
 
     async def delivered_to(self, user_id: str, device_id: str, conversation_id: str) -> int | None:
         """The delivered watermark of a device; None if it was never in this conversation."""

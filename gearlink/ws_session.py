@@ -20,7 +20,7 @@ from gearlink import protocol
 from gearlink.accounts import Actor
 from gearlink.broker import Typing
 from gearlink.catchup import CatchUp
-from gearlink.clock import rfc3339
+from gearlink.clock import Milliseconds, rfc3339
 from gearlink.conversations import Right, enter
 from gearlink.doorway import Doorway
 from gearlink.errors import (
@@ -41,9 +41,10 @@ from gearlink.messages import Accepted
 from gearlink.outbox import Outbox
 from gearlink.streams import GuestStream
 from gearlink.throttle import Throttle
-from storage.store import StoreBroken, StoreFull
+from storage.store import StoreBroken, StoreError, StoreFull
 
 _log = logger("websocket")
+CLOSE_INTERNAL_ERROR = 1011  # RFC 6455 §7.4.1
 CLOSE_UNREADABLE, CLOSE_NOT_AUTHENTICATED = 4400, 4401
 _REFUSALS_FORGIVEN_PER_SECOND = 5.0  # of `limits.REFUSED_FLOOD_MAX` rate-limited frames
 _FRAMES_PER_SECOND = 2000.0  # of any kind, from one socket; over it the socket is read more slowly, nothing is refused
@@ -58,16 +59,21 @@ async def host(websocket: WebSocketConnection, stream: GuestStream, doorway: Doo
     except Refusal as refusal:
         await _turn_away(websocket, refusal, doorway)
         return
+    except StoreError as trouble:
+        _log.error("websocket.storage", trouble=trouble)
+        await _turn_away(websocket, Refusal(STORAGE_FAILED, retry_after_seconds=5), doorway)
+        return
     stream.settled()
     guest = _Guest(websocket, session, doorway)
     guest.answer_auth(first)  # before anything else can be put into the outbox
     try:
-        since = await doorway.accounts.last_seen(session.actor)
-        with suppress(StoreFull):  # reading goes on without room for this
+        since = 0
+        with suppress(StoreError):  # reading goes on without this, also where there is no room
+            since = await doorway.accounts.connected_at(session.actor)
             await doorway.accounts.seen(session.actor)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_pump, websocket, session, nursery.cancel_scope, doorway.metrics)
-            nursery.start_soon(CatchUp(doorway, session, since).run, first.epoch, first.cursors)
+            nursery.start_soon(guest.catch_up, first, since)
             await guest.listen()
             nursery.cancel_scope.cancel(reason="the peer left")
     finally:
@@ -127,7 +133,7 @@ async def _pump(websocket: WebSocketConnection, session: Session, guest: trio.Ca
         with trio.move_on_after(limits.CLOSE_SECONDS_MAX, shield=True):
             if session.outbox.overflowed:  # whose goodbye went with all that it was not sent
                 await _say_goodbye(websocket, farewell.code, 0)
-            await websocket.aclose(farewell.close or 1000, farewell.code)
+            await websocket.aclose(farewell.close or CLOSE_INTERNAL_ERROR, farewell.code)
     guest.cancel(reason="the socket was closed")
 
 
@@ -246,6 +252,14 @@ class _Guest:
                 ref=frame.ref,
             )
         )
+
+    async def catch_up(self, frame: protocol.Auth, since: Milliseconds) -> None:
+        """What was missed. Where the store cannot read it, the session ends and says so: the client comes back."""
+        try:
+            await CatchUp(self._doorway, self._session, since).run(frame.epoch, frame.cursors)
+        except StoreError as trouble:
+            _log.error("websocket.storage", trouble=trouble)
+            self._session.end(STORAGE_FAILED, retry_after_ms=5000)
 
     async def _renew(self, frame: protocol.Auth) -> None:
         """A fresh token on the open socket, of the same device."""

@@ -53,7 +53,8 @@ class Username(Record, frozen=True):
 class Device(Record, frozen=True):
     """A device of a user. An empty `session_id` means signed out; a token or socket of another session is dead.
 
-    `is_admin` repeats what the account says, so that one read tells who a caller is.
+    `is_admin` repeats what the account says, so that one read tells who a caller is. `connected_at` is when a socket of
+    it was last noted: what moved since then it may not have been told.
     """
 
     user_id: str
@@ -64,6 +65,7 @@ class Device(Record, frozen=True):
     last_seen_at: int
     session_id: str = ""
     is_admin: bool = False
+    connected_at: int = 0
 
 
 class DeviceOwner(Record, frozen=True):

@@ -178,10 +178,14 @@ async def test_logout_ends_this_devices_session_alone(house: House) -> None:
 async def test_last_seen_moves_every_few_minutes_and_not_with_each_request(house: House) -> None:
     signed_in = await house.sign_in(ALICE)
     actor = await house.actor(signed_in)
-    writes = house.store.writes
+    assert await house.accounts.connected_at(actor) == 0
+    await house.accounts.seen(actor)
+    writes, began = house.store.writes, house.clock.now()
+    await house.accounts.refresh(RefreshForm(refresh_token=signed_in.refresh_token))
+    writes += 1
     house.clock.advance(minutes=4)
     await house.accounts.seen(actor)
-    assert house.store.writes == writes
+    assert house.store.writes == writes and await house.accounts.connected_at(actor) == began
     house.clock.advance(minutes=1)
     await house.accounts.seen(actor)
     await house.accounts.seen(actor)
@@ -221,9 +225,7 @@ async def test_refresh_tokens_are_recognisable_and_stored_hashed(house: House) -
     assert token.encode() not in msgspec.msgpack.encode(stored) and len(stored.token_hash) == 32
 
 
-async def test_a_used_refresh_token_seen_again_ends_the_session_for_both_holders(
-    house: House, log: LogLines
-) -> None:
+async def test_a_used_refresh_token_seen_again_ends_the_session_for_both_holders(house: House, log: LogLines) -> None:
     stolen = await house.sign_in(ALICE)
     other_device = await house.sign_in(ALICE)
     thief = await house.accounts.refresh(RefreshForm(refresh_token=stolen.refresh_token))

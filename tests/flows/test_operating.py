@@ -312,6 +312,10 @@ async def administer(data: Path, action: str, role: str) -> None:
 
 async def test_the_commands_work_with_a_server_and_without_one(tmp_path: Path) -> None:
     data = tmp_path / "data"
+    ended = await command(data, "invite")
+    assert ended.returncode == ExitStatus.UNREACHABLE and not data.exists()  # a mistyped place is not made
+    async with serving(data):
+        pass
     offline = await invite_code(data)
     async with serving(data, auth__registration="invite") as server:
         answer, client = await server.sign_up(ANN)

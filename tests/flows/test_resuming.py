@@ -247,7 +247,7 @@ async def test_a_conversation_that_is_joined_during_the_resume_is_told_once(
         assert numbers(await wire.fence(), new) == [4]
 
 
-async def test_who_is_removed_during_the_resume_hears_no_more_of_it(
+async def test_who_is_removed_during_the_resume_hears_that_and_no_more_of_it(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "SYNC_PAGE_EVENTS", 2)
@@ -260,7 +260,9 @@ async def test_who_is_removed_during_the_resume_hears_no_more_of_it(
         await ann.http.delete(f"/conversations/{conversation}/members/{bob.id}")
         await say(ann, conversation, 1)
         go_on.set()
-        assert numbers(await wire.hear_until("sync:done"), conversation) == [1, 2]
+        heard = await wire.hear_until("sync:done")
+        assert numbers(heard, conversation) == [1, 2]
+        assert heard[-2] == {"type": "conversation:deleted", "conversationId": conversation}
         assert await wire.fence() == []
 
 
@@ -443,6 +445,8 @@ async def test_marks_that_moved_meanwhile_are_told_at_the_next_connect(house: Ho
         await reader.say("message:read", conversationId=conversation, sequenceNumber=1, ref="r-1")
         await reader.hear_until("ok")
         await house.app.receipts.flush()
+    form = {"refreshToken": ann.refresh_token}  # as after any longer absence
+    ann.access_token = (await ann.http.post("/auth/refresh", json=form)).json()["accessToken"]
     async with ann.wire() as wire:
         told = {frame["type"]: frame for frame in wire.missed}
         assert told["message:delivered"]["userId"] == told["message:read"]["userId"] == bob.id
