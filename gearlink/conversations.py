@@ -17,7 +17,7 @@ from config import limits
 from gearlink.accounts import Actor
 from gearlink.calls import ConversationChange, ConversationForm, MemberChange, MembersForm
 from gearlink.clock import Clock, new_id, rfc3339
-from gearlink.errors import ALREADY_MEMBER, FORBIDDEN, GROUP_FULL, INVALID_REQUEST, LAST_OWNER, NOT_FOUND, Refusal
+from gearlink.errors import ALREADY_MEMBER, FORBIDDEN, GROUP_FULL, LAST_OWNER, NOT_FOUND, Refusal, invalid
 from gearlink.protocol import ConversationView, MemberView, Page
 from gearlink.timeline import message_view
 from storage.records import (
@@ -144,12 +144,8 @@ def decode_cursor(cursor: str, parts: int) -> list[str]:
         if len(found) != parts:
             raise ValueError
     except (ValueError, binascii.Error):
-        raise _invalid("cursor", "not a cursor of this list") from None
+        raise invalid("cursor", "not a cursor of this list") from None
     return found
-
-
-def _invalid(path: str, message: str) -> Refusal:
-    return Refusal(INVALID_REQUEST, f"{path}: {message}", errors=[{"path": path, "message": message}])
 
 
 class Conversations:
@@ -172,7 +168,7 @@ class Conversations:
         places.sort(reverse=True)
         if cursor:
             if not active_before.isdecimal():
-                raise _invalid("cursor", "not a cursor of this list")
+                raise invalid("cursor", "not a cursor of this list")
             places = [place for place in places if place < (int(active_before), last_id)]
         items = []
         for _active_at, conversation_id in places[:limit]:
@@ -196,7 +192,7 @@ class Conversations:
         try:
             found = await self._store.scan(Member, conversation_id, after=after, limit=limit + 1)
         except ValueError:
-            raise _invalid("cursor", "not a cursor of this list") from None
+            raise invalid("cursor", "not a cursor of this list") from None
         page = [member_view(member) for member in found[:limit]]
         return Page(items=page, next=encode_cursor(page[-1].user_id) if len(found) > limit else None)
 
@@ -233,7 +229,7 @@ class Conversations:
         """
         others = [user_id for user_id in dict.fromkeys(form.member_ids) if user_id != actor.user_id]
         if form.type == "direct" and (len(others) != 1 or form.name or form.description):
-            raise _invalid("memberIds", "a direct conversation is with exactly one other person and has no name")
+            raise invalid("memberIds", "a direct conversation is with exactly one other person and has no name")
         if len(others) + 1 > self.members_max:
             raise Refusal(GROUP_FULL)
         conversation_id, now = new_id(), self._clock.now()
@@ -392,7 +388,7 @@ class Conversations:
 async def _require_accounts(tx: Transaction, user_ids: Sequence[str], path: str) -> None:
     for position, user_id in enumerate(user_ids):
         if await tx.get(Account, user_id) is None:
-            raise _invalid(f"{path}[{position}]", "there is no such user")
+            raise invalid(f"{path}[{position}]", "there is no such user")
 
 
 async def _require_member(tx: Transaction, conversation_id: str, user_id: str) -> Member:

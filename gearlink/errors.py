@@ -93,6 +93,11 @@ class Refusal(Exception):
         return self.entry.code
 
 
+def invalid(path: str, message: str) -> Refusal:
+    """The refusal of one field: `path` says which, `message` what would be right."""
+    return Refusal(INVALID_REQUEST, f"{path}: {message}", errors=[{"path": path, "message": message}])
+
+
 class ExitStatus(IntEnum):
     """What `gearlink` ends with. Numbers are documented and never reused."""
 

@@ -17,7 +17,7 @@ from gearlink.accounts import Actor
 from gearlink.calls import MessageForm, SentMessage
 from gearlink.clock import Clock, new_id, rfc3339
 from gearlink.conversations import Right, enter
-from gearlink.errors import INVALID_REQUEST, MUST_BE_ENCRYPTED, NOT_FOUND, Refusal
+from gearlink.errors import MUST_BE_ENCRYPTED, NOT_FOUND, Refusal, invalid
 from gearlink.journal import Metrics
 from gearlink.protocol import MessageView, Page, Send, SendAck
 from gearlink.throttle import Throttle
@@ -116,7 +116,7 @@ class Messages:
         self, actor: Actor, conversation_id: str, form: Send | MessageForm
     ) -> Callable[[Transaction], Awaitable[Accepted]]:
         if len(form.content) * 4 > limits.CONTENT_BYTES_MAX and len(form.content.encode()) > limits.CONTENT_BYTES_MAX:
-            raise _invalid("content", f"at most {limits.CONTENT_BYTES_MAX} bytes in UTF-8")
+            raise invalid("content", f"at most {limits.CONTENT_BYTES_MAX} bytes in UTF-8")
         now, message_id = self._clock.now(), new_id()
 
         async def change(tx: Transaction) -> Accepted:
@@ -191,14 +191,10 @@ class Messages:
 async def _require_message(reads: Reads, member: Member, message_id: str) -> None:
     index = await reads.get(MessageIndex, message_id)
     if index is None or index.conversation_id != member.conversation_id or index.sequence <= member.joined_sequence:
-        raise _invalid("replyToId", "there is no such message in this conversation")
+        raise invalid("replyToId", "there is no such message in this conversation")
 
 
 async def _require_members(reads: Reads, conversation_id: str, user_ids: Sequence[str]) -> None:
     for position, user_id in enumerate(user_ids):
         if await reads.get(Member, conversation_id, user_id) is None:
-            raise _invalid(f"mentions[{position}]", "not a member of this conversation")
-
-
-def _invalid(path: str, message: str) -> Refusal:
-    return Refusal(INVALID_REQUEST, f"{path}: {message}", errors=[{"path": path, "message": message}])
+            raise invalid(f"mentions[{position}]", "not a member of this conversation")
