@@ -20,7 +20,7 @@ from config import limits
 from config.settings import Settings
 from gearlink import admission, journal, protocol
 from gearlink.calls import DiscoverForm, Discovery, ProfileForm, RefreshForm, SignedIn, TokenPair, VerifyConfirm
-from gearlink.clock import Clock, Milliseconds, new_id, rfc3339
+from gearlink.clock import DAY, Clock, Milliseconds, new_id, rfc3339
 from gearlink.errors import (
     INVALID_REFRESH_TOKEN,
     INVALID_REQUEST,
@@ -37,7 +37,6 @@ from gearlink.verification import Verification, parse_phone_number, phone_hash
 from storage.records import Account, Device, Invite, PhoneNumber, RefreshToken, Username
 from storage.store import Store, Transaction
 
-_DAY: Final = 86_400_000
 _SEEN_EVERY: Final = 300_000  # "last seen" is not written more often than this
 _REFRESH_PREFIX: Final = "glr_"  # by which people and secret scanners recognise one that leaked
 _ID: Final = re.compile(protocol.UUID_PATTERN)
@@ -73,7 +72,7 @@ class Accounts:
     ) -> None:
         self._store, self._clock, self._metrics = store, clock, metrics
         self._tokens, self._verification = tokens, verification
-        self._refresh_ttl = settings.auth.refresh_token_days * _DAY
+        self._refresh_ttl = settings.auth.refresh_token_days * DAY
         self._log = journal.logger("audit")
         self.reload(settings)
 
@@ -264,7 +263,7 @@ class Accounts:
     async def create_invite(self, created_by: str = "", days: float = 7) -> str:
         """A code that lets one newcomer in within `days`. It is told here and never again."""
         code, now = admission.fresh_invite_code(), self._clock.now()
-        invite = Invite(admission.invite_hash(code), now, now + int(days * _DAY), created_by)
+        invite = Invite(admission.invite_hash(code), now, now + int(days * DAY), created_by)
 
         async def change(tx: Transaction) -> None:
             tx.put(invite)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 import uuid_utils
 
 Milliseconds = int
+DAY: Milliseconds = 86_400_000
 
 
 class Clock:

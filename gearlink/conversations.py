@@ -16,7 +16,7 @@ from msgspec import UNSET, structs
 from config import limits
 from gearlink.accounts import Actor
 from gearlink.calls import ConversationChange, ConversationForm, MemberChange, MembersForm
-from gearlink.clock import Clock, new_id, rfc3339
+from gearlink.clock import DAY, Clock, new_id, rfc3339
 from gearlink.errors import ALREADY_MEMBER, FORBIDDEN, GROUP_FULL, LAST_OWNER, NOT_FOUND, Refusal, invalid
 from gearlink.protocol import ConversationView, MemberView, Page
 from gearlink.timeline import message_view
@@ -43,7 +43,6 @@ from storage.records import (
 )
 from storage.store import Reads, Store, Transaction
 
-_DAY_MS = 24 * 3600 * 1000
 _MEMBERSHIPS_MAX = 100_000  # of one user, read to sort the list by activity
 
 
@@ -408,7 +407,7 @@ async def _admit(tx: Transaction, member: Member) -> None:
 async def _dismiss(tx: Transaction, conversation_id: str, user_id: str, now: int) -> None:
     tx.delete(Member, conversation_id, user_id)
     tx.delete(Membership, user_id, conversation_id)
-    tx.put(Departure(user_id, conversation_id, now + limits.DEPARTURE_DAYS * _DAY_MS))
+    tx.put(Departure(user_id, conversation_id, now + limits.DEPARTURE_DAYS * DAY))
     for each in await tx.scan(Delivery, conversation_id, user_id, limit=limits.DEVICES_PER_USER_MAX * 4):
         tx.delete(Delivery, conversation_id, user_id, each.device_id)
 

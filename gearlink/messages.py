@@ -15,7 +15,7 @@ from msgspec import structs
 from config import limits
 from gearlink.accounts import Actor
 from gearlink.calls import MessageForm, SentMessage
-from gearlink.clock import Clock, new_id, rfc3339
+from gearlink.clock import DAY, Clock, new_id, rfc3339
 from gearlink.conversations import Right, enter
 from gearlink.errors import MUST_BE_ENCRYPTED, NOT_FOUND, Refusal, invalid
 from gearlink.journal import Metrics
@@ -24,8 +24,6 @@ from gearlink.throttle import Throttle
 from gearlink.timeline import message_view
 from storage.records import LogEntry, Member, Message, MessageIndex, Plain, Sent
 from storage.store import Outcome, Reads, Store, Transaction
-
-_DAY_MS = 24 * 3600 * 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +140,7 @@ class Messages:
             )
             sequence = await tx.append(conversation_id, message)
             tx.put(MessageIndex(message_id, conversation_id, sequence))
-            expires_at = now + limits.IDEMPOTENCY_DAYS * _DAY_MS
+            expires_at = now + limits.IDEMPOTENCY_DAYS * DAY
             sent = Sent(actor.device_id, conversation_id, form.temp_id, message_id, sequence, now, expires_at)
             tx.put(sent)
             return Accepted(sent, False)

@@ -21,7 +21,7 @@ from config import limits
 from config.settings import Settings
 from gearlink import journal
 from gearlink.calls import Jwk, Jwks
-from gearlink.clock import Clock, Milliseconds, new_id
+from gearlink.clock import DAY, Clock, Milliseconds, new_id
 from gearlink.errors import NOT_AUTHENTICATED, Refusal
 from gearlink.protocol import AUDIENCE, ISSUER, Id
 from storage.records import SigningKey
@@ -29,7 +29,6 @@ from storage.store import Store, Transaction
 
 ALGORITHM: Final = "EdDSA"
 _MINUTE: Final = 60_000
-_DAY: Final = 1440 * _MINUTE
 _LEEWAY: Final = _MINUTE  # how far in the future a token may have been issued: the wall clock may be set back
 _SPARE: Final = 60 * _MINUTE  # a key outlives its last token by this much, so that no check falls between the two
 _VERIFIED_MAX: Final = 16_384
@@ -73,7 +72,7 @@ class Tokens:
     def __init__(self, store: Store, clock: Clock, settings: Settings) -> None:
         self._store, self._clock = store, clock
         self._ttl = settings.auth.access_token_minutes * _MINUTE
-        self._key_life = settings.auth.signing_key_days * _DAY + self._ttl + _SPARE
+        self._key_life = settings.auth.signing_key_days * DAY + self._ttl + _SPARE
         self._ring: dict[str, _Key] = {}
         self._signer: _Key | None = None
         self._verified: OrderedDict[bytes, Claims] = OrderedDict()  # by SHA-256 of the token, longest unused first
@@ -160,7 +159,7 @@ class Tokens:
         """Whether a key should sign no more: a token signed now could outlive it, or it would live longer than the
         settings say (they were changed, or the wall clock was far ahead when it was made)."""
         left = expires_at - self._clock.now()
-        return not self._ttl + _SPARE <= left <= self._key_life + _DAY
+        return not self._ttl + _SPARE <= left <= self._key_life + DAY
 
     async def _renew(self, *, force: bool) -> None:
         now = self._clock.now()
