@@ -178,14 +178,55 @@ class Limits:
 
     messages_per_second: float = knob(
         30.0,
-        """Messages that one user may send a second, on average, over all devices and transports. 0 means no limit.""",
+        """Messages that one user may send a second, on average, over all devices and transports. 0 means no limit, and
+        switches the limits of messages by device, by address and in KiB off as well.""",
         unit="a second", low=0, high=1_000_000, reloadable=True,
     )
     messages_burst: int = knob(
         60,
         """Messages that one user may send at once after a pause; where it is below `messages_per_second`, that counts.
-        0 means no limit, whatever `messages_per_second` says.""",
+        0 means no limit, for all that 0 for `messages_per_second` stands for.""",
         low=0, high=1_000_000, reloadable=True,
+    )
+    message_kib_per_second: int = knob(
+        1024,
+        """Content that one user may send a second, on average, over all devices and transports; twice as much at once.
+        0 means no limit.""",
+        unit="KiB a second", low=0, high=1024 * 1024, reloadable=True,
+    )
+    device_messages_per_second: float = knob(
+        0.0,
+        """Messages that one device may send a second, on average; twice as many at once. 0 means no limit besides
+        that of its user.""",
+        unit="a second", low=0, high=1_000_000, reloadable=True,
+    )
+    device_message_kib_per_second: int = knob(
+        0,
+        """Content that one device may send a second, on average; twice as much at once. 0 means no limit besides
+        that of its user.""",
+        unit="KiB a second", low=0, high=1024 * 1024, reloadable=True,
+    )
+    address_messages_per_second: float = knob(
+        2000.0,
+        """Messages that may come from one address a second, on average; twice as many at once. An address is one of
+        IPv4 or a /64 network of IPv6. Many people may share one, so it should not be small. 0 means no limit.""",
+        unit="a second", low=0, high=1_000_000, reloadable=True,
+    )
+    address_message_kib_per_second: int = knob(
+        32_768,
+        """Content that may come from one address a second, on average; twice as much at once. 0 means no limit.""",
+        unit="KiB a second", low=0, high=1024 * 1024, reloadable=True,
+    )
+    edit_hours: int = knob(
+        48,
+        """How long after it was sent a message can be edited, by its author. 0 means no limit.""",
+        unit="hours", low=0, high=1_000_000, reloadable=True,
+    )
+    delete_hours: int = knob(
+        0,
+        """How long after it was sent a message can be deleted for everyone by its author. Who may delete what others
+        wrote always can, and for oneself everybody. 0 means no limit.""",
+        unit="hours", low=0, high=1_000_000, reloadable=True,
     )
     verifications_per_hour: int = knob(
         10,

@@ -1,15 +1,15 @@
-"""Who somebody is: signing in, sessions and devices, the check of every access token, profiles and finding people.
+"""Who somebody is: signing in, sessions and devices, the check of every access token, and what operators do with both.
 
 A proven phone number (`verification`) opens an account and a device in one change. Each sign-in on a device starts a
 session; access tokens and refresh tokens belong to one session and die with it, and its sockets hear of that end by a
 notice. A refresh token is used once: seeing it again means that two hold it, so the session ends for both. Who does not
-hold the right code never learns whether a number is known. It knows nothing of HTTP, sockets or conversations.
+hold the right code never learns whether a number is known. An account that was suspended or deleted has no session, so
+its tokens are as dead as any other: what became of it is told at the next sign-in, to who holds the right code. It knows
+nothing of HTTP, sockets or conversations.
 """
 
-import re
 import secrets
 import unicodedata
-from base64 import urlsafe_b64decode
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,48 +18,45 @@ from msgspec.structs import replace
 
 from config import limits
 from config.settings import Settings
-from gearlink import admission, journal, protocol
-from gearlink.calls import DiscoverForm, Discovery, ProfileForm, RefreshForm, SignedIn, TokenPair, VerifyConfirm
+from gearlink import admission, journal, views
+from gearlink.calls import RefreshForm, SignedIn, TokenPair, VerifyConfirm
 from gearlink.clock import DAY, Clock, Milliseconds, new_id, rfc3339
 from gearlink.errors import (
     INVALID_REFRESH_TOKEN,
     INVALID_REQUEST,
     NOT_AUTHENTICATED,
     NOT_FOUND,
-    USERNAME_TAKEN,
     WRONG_CODE,
     Refusal,
 )
-from gearlink.protocol import Page, User
-from gearlink.throttle import Throttle
+from gearlink.timeline import avatar_url
 from gearlink.tokens import Tokens
-from gearlink.verification import Verification, parse_phone_number, phone_hash
-from storage.records import Account, Device, Invite, PhoneNumber, RefreshToken, Username
+from gearlink.verification import Verification
+from gearlink.views import Page, User
+from storage.records import Account, Device, Invite, RefreshToken
 from storage.store import Store, Transaction
 
 _SEEN_EVERY: Final = 300_000  # "last seen" is not written more often than this
 _REFRESH_PREFIX: Final = "glr_"  # by which people and secret scanners recognise one that leaked
-_ID: Final = re.compile(protocol.UUID_PATTERN)
-_RESERVED: Final = frozenset(  # names that would speak for the house, or that programs mistake for something else
-    {"abuse", "admin", "administrator", "all", "everyone", "gearlink", "help", "here", "info", "me", "moderator"}
-    | {"noreply", "null", "official", "operator", "owner", "postmaster", "root", "security", "server", "staff"}
-    | {"support", "system", "undefined", "unknown"}
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Somebody who is signed in. `expires_at` is when the access token that says so runs out."""
+    """Somebody who is signed in. `expires_at` is when the access token that says so runs out.
+
+    `address` is where they call from, as limits count it (`peers.network_of`); empty where nobody calls.
+    """
 
     user_id: str
     device_id: str
     session_id: str
     expires_at: Milliseconds
     is_admin: bool
+    address: str = ""
 
 
 class Accounts:
-    """The rules of accounts, sessions and profiles. Calls without an `Actor` are for operators or for signing in."""
+    """The rules of accounts and sessions. Calls without an `Actor` are for operators or for signing in."""
 
     def __init__(
         self,
@@ -73,14 +70,11 @@ class Accounts:
         self._store, self._clock, self._metrics = store, clock, metrics
         self._tokens, self._verification = tokens, verification
         self._refresh_ttl = settings.auth.refresh_token_days * DAY
-        self._log = journal.logger("audit")
         self.reload(settings)
 
     def reload(self, settings: Settings) -> None:
-        """Takes over what a reload may change; who was over a limit starts anew."""
+        """Takes over what a reload may change."""
         self._registration = settings.auth.registration
-        per_hour = settings.limits.discoveries_per_hour
-        self._discoveries = Throttle("discoveries", per_hour / 3600, per_hour)
 
     # --- signing in and out -------------------------------------------------------------------------------------------
 
@@ -88,35 +82,40 @@ class Accounts:
         """Signs in whoever has the right code, and makes the account if the number is new and may have one.
 
         Raises Refusal: `wrong-code`, and only to holders of the right code `registration-closed`, `invite-required`,
-        `not-found` for a device id that is not theirs (whether it is somebody else's is not told), `too-many-devices`;
-        these leave the code usable, for another attempt. `rate-limited` by `address`.
+        `not-found` for a device id that is not theirs (whether it is somebody else's is not told), `too-many-devices`,
+        `account-suspended`, `account-deleted` unless the form takes the deletion back; these leave the code usable, for
+        another attempt. `rate-limited` by `address`.
         """
         self._verification.check_address(address)
-        name = _plain_text(form.device.name, "device.name")
+        name = clean_text(form.device.name, "device.name")
         await self._tokens.ready()
         now, session_id, refresh_token = self._clock.now(), new_id(), _fresh_refresh_token()
 
-        async def change(tx: Transaction) -> tuple[Account, Device, bool] | None:
+        async def change(tx: Transaction) -> tuple[Account, Device, bool, bool] | None:
             number = await self._verification.prove(tx, form.verification_id, form.code)
             if number is None:
                 return None  # not raised: the try that it took has to be written
             account, is_new = await admission.admit(tx, number, self._registration, form.invite_code or "", now)
+            was_deleted = bool(account.deleted_at)
+            account = admission.readmit(tx, account, form.restore_account, now)
             named = replace(form.device, name=name)
             device = await admission.open_session(tx, account, named, session_id, now, self._refresh_ttl)
             admission.put_refresh_token(tx, refresh_token, device, now, self._refresh_ttl)
-            return account, device, is_new
+            return account, device, is_new, was_deleted
 
         entered = await self._store.write(change)
         if entered is None:
             raise Refusal(WRONG_CODE)
-        account, device, is_new = entered
+        account, device, is_new, was_deleted = entered
+        if was_deleted:
+            self._audit("account-restored", user_id=account.user_id)
         if is_new:
             self._audit("account-created", user_id=account.user_id, is_admin=account.is_admin)
         return SignedIn(
             access_token=self._tokens.issue(account.user_id, device.device_id, session_id),
             refresh_token=refresh_token,
             expires_in_seconds=self._tokens.ttl_seconds,
-            user=_own_user(account),
+            user=own_user_view(account),
             device=_device(device, device.device_id),
             is_new_user=is_new,
         )
@@ -140,13 +139,16 @@ class Accounts:
         access_token = self._tokens.issue(found.user_id, found.device_id, found.session_id)
         return TokenPair(access_token=access_token, refresh_token=fresh, expires_in_seconds=self._tokens.ttl_seconds)
 
-    async def authenticate(self, access_token: str) -> Actor:
-        """Who holds this token. Raises Refusal `not-authenticated`, also when its session or device is gone."""
+    async def authenticate(self, access_token: str, address: str = "") -> Actor:
+        """Who holds this token, calling from `address`.
+
+        Raises Refusal `not-authenticated`, also when its session or device is gone.
+        """
         claims = self._tokens.verify(access_token)
         device = await self._store.get(Device, claims.user_id, claims.device_id)
         if device is None or device.session_id != claims.session_id:
             raise Refusal(NOT_AUTHENTICATED)
-        return Actor(claims.user_id, claims.device_id, claims.session_id, claims.expires_at, device.is_admin)
+        return Actor(claims.user_id, claims.device_id, claims.session_id, claims.expires_at, device.is_admin, address)
 
     async def connected_at(self, actor: Actor) -> Milliseconds:
         """When a socket of the device was last noted: it was there then, and perhaps for a while after; 0 for never."""
@@ -176,14 +178,14 @@ class Accounts:
 
         await self._store.write(change)
 
-    async def devices(self, actor: Actor) -> Page[protocol.Device]:
+    async def devices(self, actor: Actor) -> Page[views.Device]:
         """The caller's devices, oldest first, all on one page."""
         devices = await self._store.scan(Device, actor.user_id, limit=limits.DEVICES_PER_USER_MAX)
         return Page(items=[_device(device, actor.device_id) for device in devices])
 
     async def remove_device(self, actor: Actor, device_id: str) -> None:
         """Forgets a device of the caller and ends its session. Raises Refusal `not-found`, also if it is not theirs."""
-        _require_id(device_id)
+        require_id(device_id)
 
         async def change(tx: Transaction) -> None:
             device = await tx.get(Device, actor.user_id, device_id)
@@ -193,70 +195,6 @@ class Accounts:
 
         await self._store.write(change)
         self._audit("device-removed", user_id=actor.user_id, device_id=device_id)
-
-    # --- profiles and finding people ----------------------------------------------------------------------------------
-
-    async def me(self, actor: Actor) -> User:
-        """The caller's own profile, with what nobody else sees."""
-        account = await self._store.get(Account, actor.user_id)
-        if account is None:
-            raise Refusal(NOT_AUTHENTICATED)
-        return _own_user(account)
-
-    async def change_profile(self, actor: Actor, form: ProfileForm) -> User:
-        """Changes what is in `form`. Raises Refusal: `username-taken` (also for reserved names), `invalid-request`."""
-        changes: dict[str, str] = {}
-        if form.display_name is not UNSET:
-            changes["display_name"] = _plain_text(form.display_name, "displayName")
-        if form.bio is not UNSET:
-            changes["bio"] = _plain_text(form.bio, "bio", also="\n\t", may_be_empty=True)
-        if form.username is not UNSET:
-            changes["username"] = form.username or ""
-        now = self._clock.now()
-
-        async def change(tx: Transaction) -> Account:
-            account = await tx.get(Account, actor.user_id)
-            if account is None:
-                raise Refusal(NOT_AUTHENTICATED)
-            await _rename(tx, account, changes.get("username", account.username))
-            account = replace(account, updated_at=now, **changes)
-            tx.put(account)
-            return account
-
-        return _own_user(await self._store.write(change))
-
-    async def user(self, actor: Actor, user_id: str) -> User:
-        """Somebody's profile as `actor` may see it. Raises Refusal `not-found`."""
-        _require_id(user_id)
-        account = await self._store.get(Account, user_id)
-        if account is None:
-            raise Refusal(NOT_FOUND)
-        return _user(account)
-
-    async def by_username(self, actor: Actor, name: str) -> Page[User]:
-        """The user of this name, in any case: a page of one or none."""
-        found = await self._store.get(Username, name.lower())
-        account = await self._store.get(Account, found.user_id) if found is not None else None
-        return Page(items=[_user(account)] if account is not None else [])
-
-    async def discover(self, actor: Actor, form: DiscoverForm) -> Page[Discovery]:
-        """Who has the numbers of these hashes; a hash that nobody has is not in the answer. The caller's own number is
-        answered like any other.
-
-        Raises Refusal `rate-limited`: each hash counts, known or not; `invalid-request` for more than ever pass.
-        """
-        hashes = list(dict.fromkeys(form.hashes))
-        if self._discoveries.rate and len(hashes) > self._discoveries.burst:
-            message = f"at most {int(self._discoveries.burst)} in an hour"
-            raise Refusal(INVALID_REQUEST, errors=[{"path": "hashes", "message": message}])
-        self._discoveries.check(actor.user_id, len(hashes))
-        found = []
-        for text in hashes:
-            known = await self._store.get(PhoneNumber, urlsafe_b64decode(text + "="))
-            account = await self._store.get(Account, known.user_id) if known is not None else None
-            if account is not None:
-                found.append(Discovery(hash=text, user=_user(account)))
-        return Page(items=found)
 
     # --- operators ----------------------------------------------------------------------------------------------------
 
@@ -273,7 +211,7 @@ class Accounts:
         return code
 
     async def promote(self, who: str) -> User:
-        """Makes the account with this number (`+…`) or username an admin. Raises Refusal `not-found`."""
+        """Makes the account with this number (`+…`), username or id an admin. Raises Refusal `not-found`."""
         return await self._set_admin(who, True)
 
     async def demote(self, who: str) -> User:
@@ -282,24 +220,15 @@ class Accounts:
 
     async def list_users(self, limit: int, cursor: str | None = None) -> Page[User]:
         """All accounts, oldest first, with their numbers. Raises Refusal `invalid-request` for a foreign cursor."""
-        if cursor is not None and not _is_id(cursor):
+        if cursor is not None and not admission.is_id(cursor):
             raise Refusal(INVALID_REQUEST, errors=[{"path": "cursor", "message": "not a cursor of this list"}])
         accounts = await self._store.scan(Account, after=cursor, limit=limit + 1)
         more = accounts[limit - 1].user_id if len(accounts) > limit else None
-        return Page(items=[_own_user(account) for account in accounts[:limit]], next=more)
+        return Page(items=[own_user_view(account) for account in accounts[:limit]], next=more)
 
     async def _set_admin(self, who: str, is_admin: bool) -> User:
-        number = parse_phone_number(who) if who.startswith("+") else ""
-
         async def change(tx: Transaction) -> Account:
-            found: PhoneNumber | Username | None
-            if number:
-                found = await tx.get(PhoneNumber, phone_hash(number))
-            else:
-                found = await tx.get(Username, who.lower())
-            account = await tx.get(Account, found.user_id) if found is not None else None
-            if account is None:
-                raise Refusal(NOT_FOUND, "There is no account with this number or username")
+            account = await admission.find_account(tx, who)
             account = replace(account, is_admin=is_admin)
             tx.put(account)
             for device in await tx.scan(Device, account.user_id, limit=limits.DEVICES_PER_USER_MAX):
@@ -308,32 +237,40 @@ class Accounts:
 
         account = await self._store.write(change)
         self._audit("admin-granted" if is_admin else "admin-revoked", user_id=account.user_id)
-        return _own_user(account)
+        return own_user_view(account)
 
     def _audit(self, event: str, *, level: str = "info", **fields: str | bool) -> None:
-        self._metrics.audit_events.labels(event).inc()
-        getattr(self._log, level)(event, **fields)
+        journal.audit(self._metrics, event, level=level, **fields)
 
 
 # --- what is stored, as it is told -----------------------------------------------------------------------------------
 
 
-def _user(account: Account) -> User:
+def user_view(account: Account) -> User:
+    """An active user, as everybody may see them."""
     return User(
         id=account.user_id,
         username=account.username or None,
         display_name=account.display_name,
         bio=account.bio,
         created_at=rfc3339(account.created_at),
+        avatar_url=avatar_url(account.avatar_id),
     )
 
 
-def _own_user(account: Account) -> User:
-    return replace(_user(account), phone_number=account.phone_number, is_admin=account.is_admin)
+def own_user_view(account: Account) -> User:
+    """A user as they see themselves, and as operators see everybody."""
+    return replace(
+        user_view(account),
+        phone_number=account.phone_number,
+        is_admin=account.is_admin,
+        is_suspended=bool(account.suspended_at) or UNSET,
+        is_deleted=bool(account.deleted_at) or UNSET,
+    )
 
 
-def _device(device: Device, current_id: str) -> protocol.Device:
-    return protocol.Device(
+def _device(device: Device, current_id: str) -> views.Device:
+    return views.Device(
         id=device.device_id,
         name=device.name,
         type=device.type,
@@ -347,19 +284,7 @@ def _device(device: Device, current_id: str) -> protocol.Device:
 # --- what comes in ---------------------------------------------------------------------------------------------------
 
 
-async def _rename(tx: Transaction, account: Account, username: str) -> None:
-    """Takes `username` for the account and gives the old one free. Raises Refusal `username-taken`."""
-    if username == account.username:
-        return
-    if username:
-        if username in _RESERVED or await tx.get(Username, username) is not None:
-            raise Refusal(USERNAME_TAKEN)
-        tx.put(Username(username, account.user_id))
-    if account.username:
-        tx.delete(Username, account.username)
-
-
-def _plain_text(text: str, path: str, *, also: str = "", may_be_empty: bool = False) -> str:
+def clean_text(text: str, path: str, *, also: str = "", may_be_empty: bool = False) -> str:
     """`text` without blanks around it. Raises Refusal `invalid-request` for control characters, which could play tricks
     on somebody's terminal, except those in `also`; and if nothing is left."""
     text = text.strip()
@@ -370,12 +295,9 @@ def _plain_text(text: str, path: str, *, also: str = "", may_be_empty: bool = Fa
     return text
 
 
-def _is_id(text: str) -> bool:
-    return _ID.fullmatch(text) is not None
-
-
-def _require_id(text: str) -> None:
-    if not _is_id(text):
+def require_id(text: str) -> None:
+    """Raises Refusal `not-found` for what can be nobody's id."""
+    if not admission.is_id(text):
         raise Refusal(NOT_FOUND)
 
 

@@ -6,6 +6,7 @@ who may call, and what is told to the outside is not known here.
 """
 
 import hashlib
+import re
 import secrets
 from typing import Final
 
@@ -13,25 +14,38 @@ from msgspec.structs import replace
 
 from config import limits
 from config.settings import Registration
+from gearlink import views
 from gearlink.calls import DeviceForm
-from gearlink.clock import Milliseconds, new_id
-from gearlink.errors import INVITE_REQUIRED, NOT_FOUND, REGISTRATION_CLOSED, TOO_MANY_DEVICES, Refusal
-from gearlink.verification import phone_hash
+from gearlink.clock import Milliseconds, new_id, rfc3339
+from gearlink.errors import (
+    ACCOUNT_DELETED,
+    ACCOUNT_SUSPENDED,
+    INVITE_REQUIRED,
+    NOT_FOUND,
+    REGISTRATION_CLOSED,
+    TOO_MANY_DEVICES,
+    Refusal,
+)
+from gearlink.verification import parse_phone_number, phone_hash
+from storage.notices import AccountEnded, DeviceAdded, DeviceRemoved, SessionEnded
 from storage.records import (
     Account,
     Delivery,
     Device,
-    DeviceAdded,
     DeviceOwner,
-    DeviceRemoved,
+    Due,
     Invite,
     Membership,
     PhoneNumber,
     RefreshToken,
-    SessionEnded,
+    Username,
 )
-from storage.store import Transaction
+from storage.store import Reads, Transaction
 
+ERASE_ACCOUNT: Final = "erase-account"
+"""`Due.what` of an account that is to be erased; the subject is the user."""
+
+_ID: Final = re.compile(views.UUID_PATTERN)
 _MEMBERSHIPS_MAX: Final = 10_000  # whose delivered marks go with a device
 # Crockford's base 32: no letter looks like another one. 20 of them are 100 bits.
 _INVITE_ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -63,6 +77,56 @@ async def admit(
     tx.put(account)
     tx.put(PhoneNumber(phone_hash(number), user_id))
     return account, True
+
+
+def readmit(tx: Transaction, account: Account, restore: bool, now: Milliseconds) -> Account:
+    """`account` as somebody may sign in to it who holds its number. With `restore` a deletion is taken back.
+
+    Raises Refusal `account-suspended`; `account-deleted` without `restore`, or when its time to come back is over.
+    """
+    if account.suspended_at:
+        raise Refusal(ACCOUNT_SUSPENDED)
+    if not account.deleted_at:
+        return account
+    if account.erase_at <= now:
+        raise Refusal(ACCOUNT_DELETED, "This account was deleted and is being erased; come back later for a new one")
+    if not restore:
+        detail = f"This account was deleted; until {rfc3339(account.erase_at)} restoreAccount takes that back"
+        raise Refusal(ACCOUNT_DELETED, detail)
+    return undelete(tx, account, now)
+
+
+def undelete(tx: Transaction, account: Account, now: Milliseconds) -> Account:
+    """Takes a deletion back. Nothing was erased yet, so nothing but the dates has to be put right."""
+    tx.delete(Due, account.erase_at, ERASE_ACCOUNT, account.user_id, 0)
+    account = replace(account, deleted_at=0, erase_at=0, updated_at=now)
+    tx.put(account)
+    return account
+
+
+async def find_account(reads: Reads, who: str) -> Account:
+    """The account with this number (`+…`), username in any case, or id.
+
+    Raises Refusal `not-found`; `invalid-request` for a number that is none.
+    """
+    found: PhoneNumber | Username | None
+    if is_id(who):
+        user_id = who
+    else:
+        if who.startswith("+"):
+            found = await reads.get(PhoneNumber, phone_hash(parse_phone_number(who)))
+        else:
+            found = await reads.get(Username, who.lower())
+        user_id = found.user_id if found is not None else ""
+    account = await reads.get(Account, user_id) if user_id else None
+    if account is None:
+        raise Refusal(NOT_FOUND, "There is no account with this number, username or id")
+    return account
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` can be the id of anything."""
+    return _ID.fullmatch(text) is not None
 
 
 def fresh_invite_code() -> str:
@@ -141,6 +205,14 @@ def end_session(tx: Transaction, device: Device) -> None:
     """Signs the device out: its tokens are dead, its sockets close."""
     tx.put(replace(device, session_id=""))
     tx.announce(SessionEnded(device.user_id, device.device_id))
+
+
+async def end_all_sessions(tx: Transaction, user_id: str) -> None:
+    """Signs every device of the user out: all tokens are dead, all sockets close. The devices stay."""
+    for device in await tx.scan(Device, user_id, limit=limits.DEVICES_PER_USER_MAX):
+        if device.session_id:
+            tx.put(replace(device, session_id=""))
+    tx.announce(AccountEnded(user_id))
 
 
 def put_refresh_token(

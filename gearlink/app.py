@@ -7,7 +7,7 @@ only ones that name an implementation.
 """
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,20 +20,39 @@ from config.load import SettingsError, reload_difference
 from config.settings import Settings, value_of, with_values
 from gearlink import control, journal, upkeep, ws_session
 from gearlink.accounts import Accounts
+from gearlink.amendments import Amendments
+from gearlink.avatars import Avatars
 from gearlink.broker import Broker
 from gearlink.clock import Clock, new_id
 from gearlink.conversations import Conversations
+from gearlink.domain import Domain
 from gearlink.doorway import Doorway
 from gearlink.errors import ExitStatus, Fatal
+from gearlink.expiry import expire
 from gearlink.http_api import app as http_app
-from gearlink.http_api.table import Domain
 from gearlink.hub import Hub
+from gearlink.invitations import Invitations
 from gearlink.journal import Metrics, correlation_id, logger
 from gearlink.listen import GuestStream, ListenConfig, Listener, Peer, open_tcp_listeners, tls_context
+from gearlink.members import Members
 from gearlink.messages import Messages
+from gearlink.peers import network_of
+from gearlink.people import People
+from gearlink.polls import Polls
+from gearlink.preferences import Preferences
+from gearlink.presence import Presence
+from gearlink.pressure import Pressure
+from gearlink.profiles import Profiles
+from gearlink.reactions import Reactions
 from gearlink.receipts import Receipts
+from gearlink.schedule import Schedule
 from gearlink.sms import Provider
-from gearlink.throttle import Throttle
+from gearlink.standing import Standing
+from gearlink.storms import Storms
+from gearlink.sync import Sync
+from gearlink.threads import Threads
+from gearlink.throttle import Budget
+from gearlink.timers import Step, Timers
 from gearlink.tokens import Tokens
 from gearlink.verification import Verification
 from storage.embedded import EmbeddedStore, open_store
@@ -59,12 +78,11 @@ class House:
     clock: Clock
     metrics: Metrics
     tokens: Tokens
-    verification: Verification
-    accounts: Accounts
-    conversations: Conversations
-    messages: Messages
-    send_throttle: Throttle
-    receipts: Receipts
+    domain: Domain
+    budget: Budget
+    pressure: Pressure
+    storms: Storms
+    timers: Timers
     broker: Broker
     hub: Hub
     closing: trio.Event
@@ -77,7 +95,10 @@ class House:
     def operator(self) -> control.Operator:
         """What the operator's commands call."""
         return control.Operator(
-            self.accounts, self.tokens, lambda: self.settings.server.public_url or self.url or _url(self.settings)
+            self.domain.accounts,
+            self.domain.standing,
+            self.tokens,
+            lambda: self.settings.server.public_url or self.url or _url(self.settings),
         )
 
     def reload(self, fresh: Settings) -> list[str]:
@@ -89,22 +110,15 @@ class House:
         settings = with_values(self.settings, {key: value_of(fresh, key) for key in now})
         self.tls = _tls(settings)
         self.settings = settings
-        self.verification.reload(settings)
-        self.accounts.reload(settings)
+        self.domain.reload(settings)
         if self.http is not None:
             self.http.reload(settings)
         if self.listener is not None:
             self.listener.reload(_listen_config(settings))
-        self.conversations.members_max = settings.limits.group_members_max
-        _set_rate(self.send_throttle, settings)
+        self.budget.reload(settings.limits)
         self.hub.connections_per_user = settings.limits.connections_per_user
         journal.set_level(settings.logging.level)
         return list(later)
-
-
-def _set_rate(throttle: Throttle, settings: Settings) -> None:
-    rate, burst = settings.limits.messages_per_second, settings.limits.messages_burst
-    throttle.rate, throttle.burst = (rate if burst else 0.0), max(float(burst), float(rate), 1.0)
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:
@@ -128,14 +142,14 @@ def fatal_of(trouble: StoreError) -> Fatal:
 def furnish(settings: Settings, store: EmbeddedStore, clock: Clock, metrics: Metrics, sms: Provider | None) -> House:
     """Everything but the doors, wired together. Nothing runs yet."""
     tokens = Tokens(store, clock, settings)
-    verification = Verification(store, clock, settings, metrics, sms)
-    send_throttle = Throttle("messages", 0, 1)
-    _set_rate(send_throttle, settings)
-    messages = Messages(store, clock, send_throttle, metrics)
+    pressure = Pressure(metrics, lambda: store.backlog)
+    budget, storms = Budget(settings.limits), Storms(store, clock)
+    domain = _rules(settings, store, clock, metrics, sms, tokens, pressure, budget, storms)
     broker = Broker()
     hub = Hub(
         clock,
         metrics,
+        domain.presence,
         heartbeat_seconds=settings.websocket.heartbeat_seconds,
         connections_per_user=settings.limits.connections_per_user,
     )
@@ -147,12 +161,11 @@ def furnish(settings: Settings, store: EmbeddedStore, clock: Clock, metrics: Met
         clock=clock,
         metrics=metrics,
         tokens=tokens,
-        verification=verification,
-        accounts=Accounts(store, clock, settings, metrics, tokens, verification),
-        conversations=Conversations(store, clock, members_max=settings.limits.group_members_max),
-        messages=messages,
-        send_throttle=send_throttle,
-        receipts=Receipts(store, clock, messages),
+        domain=domain,
+        budget=budget,
+        pressure=pressure,
+        storms=storms,
+        timers=Timers(store, clock, _steps(store, clock, domain)),
         broker=broker,
         hub=hub,
         closing=trio.Event(),
@@ -160,15 +173,80 @@ def furnish(settings: Settings, store: EmbeddedStore, clock: Clock, metrics: Met
     )
 
 
+def _rules(
+    settings: Settings,
+    store: EmbeddedStore,
+    clock: Clock,
+    metrics: Metrics,
+    sms: Provider | None,
+    tokens: Tokens,
+    pressure: Pressure,
+    budget: Budget,
+    storms: Storms,
+) -> Domain:
+    verification = Verification(store, clock, settings, metrics, pressure, sms)
+    messages = Messages(store, clock, budget, pressure, metrics)
+    members = Members(store, clock, settings.limits.group_members_max)
+    return Domain(
+        accounts=Accounts(store, clock, settings, metrics, tokens, verification),
+        verification=verification,
+        standing=Standing(store, clock, metrics),
+        people=People(store, clock),
+        profiles=Profiles(store, clock, settings),
+        avatars=Avatars(store, clock),
+        conversations=Conversations(store, clock, members_max=settings.limits.group_members_max),
+        members=members,
+        invitations=Invitations(store, clock, members, budget),
+        preferences=Preferences(store, clock),
+        messages=messages,
+        amendments=Amendments(store, clock, budget, settings, pressure),
+        reactions=Reactions(store, clock, budget, storms),
+        polls=Polls(store, clock, budget, storms),
+        threads=Threads(store, clock),
+        schedule=Schedule(store, clock, messages),
+        receipts=Receipts(store, clock, messages, pressure),
+        presence=Presence(store, clock, pressure),
+    )
+
+
+def _steps(store: EmbeddedStore, clock: Clock, domain: Domain) -> dict[str, Step]:
+    """What to do when something is due, by `Due.what`."""
+
+    async def expire_messages(conversation_id: str, _owner_id: str, sequences: Sequence[int]) -> None:
+        await expire(store, clock, conversation_id, sequences)
+
+    async def send(scheduled_id: str, user_id: str, _numbers: Sequence[int]) -> None:
+        await domain.schedule.send_due(scheduled_id, user_id)
+
+    async def close_poll(message_id: str, _owner_id: str, _numbers: Sequence[int]) -> None:
+        await domain.polls.close_due(message_id)
+
+    async def forget(message_id: str, _owner_id: str, _numbers: Sequence[int]) -> None:
+        await domain.amendments.forget(message_id)
+
+    async def erase_account(user_id: str, _owner_id: str, _numbers: Sequence[int]) -> None:
+        await domain.standing.erase(user_id)
+
+    return {
+        "expire": expire_messages,
+        "send": send,
+        "close-poll": close_poll,
+        "forget": forget,
+        "erase-account": erase_account,
+    }
+
+
 async def serve(
     settings: Settings,
     *,
     clock: Clock | None = None,
     sms: Provider | None = None,
+    measures_load: bool = True,
     task_status: trio.TaskStatus[House] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """The whole life of a server. Started with its `House` once it can be used; ends after `House.closing` is set.
 
+    Without `measures_load` nothing is shed but what the caller's own `House.pressure` says: a test decides on the load.
     Raises Fatal, with the exit status and one line, if the environment does not let it start or go on.
     """
     clock, metrics = clock or Clock(), Metrics()
@@ -193,8 +271,13 @@ async def serve(
             raise fatal_of(trouble) from trouble
         listeners = await open_tcp_listeners(settings.server.listen)
         async with trio.open_nursery() as backstage:
-            await backstage.start(house.verification.run)
-            await backstage.start(house.receipts.run)
+            await backstage.start(house.domain.verification.run)
+            await backstage.start(house.domain.receipts.run)
+            await backstage.start(house.domain.presence.run)
+            await backstage.start(house.storms.run)
+            await backstage.start(house.timers.run)
+            if measures_load:
+                await backstage.start(house.pressure.run)
             await backstage.start(house.hub.flusher.run)
             await backstage.start(house.hub.sweep)
             await backstage.start(upkeep.run, store, clock, house.tokens)
@@ -207,6 +290,7 @@ async def serve(
                 task_status.started(house)
                 await _wait_for_the_end(house)
                 await _drain(house, listener)
+            await house.domain.presence.flush()
             backstage.cancel_scope.cancel(reason="the doors are shut and the guests have left")
         if store.failed.is_set():
             raise Fatal(
@@ -218,22 +302,20 @@ def _doors(house: House) -> Listener:
     settings = house.settings
     doorway = Doorway(
         store=house.store,
-        accounts=house.accounts,
-        conversations=house.conversations,
-        messages=house.messages,
-        receipts=house.receipts,
+        domain=house.domain,
         hub=house.hub,
         broker=house.broker,
+        pressure=house.pressure,
         clock=house.clock,
         metrics=house.metrics,
         outbox_bytes_max=settings.limits.outbox_kib * 1024,
     )
 
     async def on_websocket(
-        websocket: WebSocketConnection, stream: GuestStream, _peer: Peer, sent_id: str | None
+        websocket: WebSocketConnection, stream: GuestStream, peer: Peer, sent_id: str | None
     ) -> None:
         correlation_id.set(sent_id or new_id())
-        await ws_session.host(websocket, stream, doorway)
+        await ws_session.host(websocket, stream, doorway, network_of(peer.address))
 
     def on_refused(reason: str) -> None:
         house.metrics.connections_refused.labels(reason).inc()
@@ -242,8 +324,10 @@ def _doors(house: House) -> Listener:
         house.metrics.connection_crashes.inc()
         _log.error("connection.crash", trouble=crash)
 
-    domain = Domain(house.accounts, house.verification, house.conversations, house.messages, house.receipts)
-    house.http = http_app.build(domain, settings, house.metrics, ready=lambda: house.is_ready, jwks=house.tokens.jwks)
+    house.domain.sync = Sync(doorway).answer
+    house.http = http_app.build(
+        house.domain, settings, house.metrics, ready=lambda: house.is_ready, jwks=house.tokens.jwks
+    )
     config = _listen_config(settings)
     house.listener = Listener(
         house.http, on_websocket, config, tls=lambda: house.tls, on_crash=on_crash, on_refused=on_refused
@@ -292,7 +376,7 @@ async def _drain(house: House, listener: Listener) -> None:
 
     with trio.move_on_after(house.settings.server.drain_seconds):
         with trio.move_on_after(_ANSWERS_SECONDS_MAX):
-            await house.receipts.flush()
+            await house.domain.receipts.flush()
             with suppress(StoreError):
                 await house.store.write(nothing)
         house.hub.close_all()

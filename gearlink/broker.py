@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from storage.records import Notice
+from storage.notices import Notice
 
 
 class Typing(msgspec.Struct, frozen=True, tag=True):

@@ -7,18 +7,25 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from config import limits
-from gearlink.protocol import (
+from gearlink.protocol import PollForm, Votes
+from gearlink.views import (
     Answer,
+    Audience,
     Content,
     ConversationType,
+    ConversationView,
     Description,
     Device,
     DeviceType,
     Encryption,
+    ExpiresIn,
     Id,
+    MediaIds,
     Mentions,
     MessageView,
     Name,
+    Nickname,
+    Reach,
     Request,
     Role,
     SendKind,
@@ -28,6 +35,14 @@ from gearlink.protocol import (
     User,
 )
 
+When = Annotated[
+    str,
+    Meta(
+        pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)$",
+        max_length=40,
+        description="RFC 3339, e.g. 2026-01-31T12:00:00.000Z",
+    ),
+]
 PhoneText = Annotated[str, Meta(min_length=5, max_length=32, description="E.164, e.g. +15551230001")]
 DisplayName = Annotated[str, Meta(min_length=1, max_length=limits.DISPLAY_NAME_CHARS_MAX)]
 # The last group: in Python `$` also matches before a line break at the end.
@@ -64,6 +79,7 @@ class VerifyConfirm(Request):
     code: Annotated[str, Meta(min_length=1, max_length=16)]
     device: DeviceForm
     invite_code: Annotated[str, Meta(max_length=128)] | None = None
+    restore_account: bool = False
 
 
 class TokenPair(Answer):
@@ -90,6 +106,12 @@ class ProfileForm(Request):
     bio: Annotated[str, Meta(max_length=limits.BIO_CHARS_MAX)] | UnsetType = UNSET
 
 
+class AvatarSet(Answer):
+    """Where the new picture can be fetched."""
+
+    avatar_url: str
+
+
 class DiscoverForm(Request):
     """`hashes`: base64url without padding of SHA-256 of each E.164 number."""
 
@@ -104,6 +126,34 @@ class Discovery(Answer):
     user: User
 
 
+class ContactForm(Request):
+    """Without a nickname the contact is shown under its own name."""
+
+    nickname: Nickname = ""
+
+
+class PrivacyForm(Request):
+    """Only the keys that are present are changed."""
+
+    read_receipts: bool | UnsetType = UNSET
+    last_seen: Audience | UnsetType = UNSET
+    add_to_groups: Audience | UnsetType = UNSET
+    find_by_number: Audience | UnsetType = UNSET
+    receipts_to_strangers: bool | UnsetType = UNSET
+
+
+class SettingsForm(Request):
+    """Only the keys that are present are changed; `disappearingSeconds` 0 means that messages stay."""
+
+    write: Reach | UnsetType = UNSET
+    pin: Reach | UnsetType = UNSET
+    invite: Reach | UnsetType = UNSET
+    info: Reach | UnsetType = UNSET
+    mention_all: Reach | UnsetType = UNSET
+    disappearing_seconds: Annotated[int, Meta(ge=0, le=limits.EXPIRY_SECONDS_MAX)] | UnsetType = UNSET
+    history_visible: bool | UnsetType = UNSET
+
+
 class ConversationForm(Request):
     type: ConversationType
     member_ids: Annotated[list[Id], Meta(max_length=limits.MEMBER_IDS_PER_CALL_MAX)] = msgspec.field(
@@ -112,11 +162,36 @@ class ConversationForm(Request):
     name: Name | None = None
     description: Description | None = None
     encryption: Encryption | None = None
+    settings: SettingsForm | None = None
 
 
 class ConversationChange(Request):
+    """Only the keys that are present are changed."""
+
     name: Name | UnsetType = UNSET
     description: Description | UnsetType | None = UNSET
+    settings: SettingsForm | UnsetType = UNSET
+
+
+class PreferencesForm(Request):
+    """What the caller sets for themselves; only the keys that are present are changed. `mutedUntil: null` ends it."""
+
+    muted_until: When | UnsetType | None = UNSET
+    archived: bool | UnsetType = UNSET
+    pinned: bool | UnsetType = UNSET
+
+
+class DraftForm(Request):
+    content: Content
+    reply_to_id: Id | None = None
+
+
+class JoinLinkForm(Request):
+    """Without `expiresInSeconds` or `usesMax` the link has no end."""
+
+    expires_in_seconds: ExpiresIn | None = None
+    uses_max: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+    needs_approval: bool = False
 
 
 class MembersForm(Request):
@@ -129,11 +204,65 @@ class MemberChange(Request):
 
 
 class MessageForm(Request):
+    """`content` is the text, the caption, the poll's question, or the JSON of a location or contact."""
+
     temp_id: TempId
     content: Content
     kind: SendKind = "text"
     reply_to_id: Id | None = None
     mentions: Mentions | None = None
+    media_ids: MediaIds | None = None
+    forwarded_from_id: Id | None = None
+    expires_in_seconds: ExpiresIn | None = None
+    poll: PollForm | None = None
+
+
+class ScheduleForm(MessageForm, kw_only=True):
+    """A message that goes out at `sendAt`."""
+
+    send_at: When
+
+
+class ScheduleChange(Request):
+    """Only the keys that are present are changed; a message that could not go out is tried again."""
+
+    send_at: When | UnsetType = UNSET
+    content: Content | UnsetType = UNSET
+    mentions: Mentions | UnsetType = UNSET
+
+
+class EditForm(Request):
+    content: Content
+    mentions: Mentions | None = None
+
+
+class VoteForm(Request):
+    """The chosen options, from 0; none takes the vote back."""
+
+    options: Votes
+
+
+class SyncForm(Request):
+    """`waitSeconds`: how long the answer may wait for something to happen."""
+
+    epoch: Annotated[str, Meta(max_length=64)] | None = None
+    cursors: Annotated[dict[Id, Sequence], Meta(max_length=limits.CURSORS_MAX)] | None = None
+    limit: Annotated[int, Meta(ge=1, le=limits.SYNC_FIRST_EVENTS_MAX)] = limits.SYNC_PAGE_EVENTS
+    wait_seconds: Annotated[float, Meta(ge=0, le=limits.SYNC_WAIT_SECONDS_MAX)] = 0
+
+
+class SyncAnswer(Answer):
+    """What the socket would have sent: `events` are its frames, `cursors` where to go on, of every conversation.
+
+    `complete` is false if there is more (ask again with these cursors) or if something cannot be replayed (`reload`).
+    """
+
+    epoch: str
+    cursors: dict[str, int]
+    conversations: list[ConversationView]
+    events: list[msgspec.Raw]
+    complete: bool
+    reload: list[str] | UnsetType = UNSET
 
 
 class ReadForm(Request):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gearlink import __version__
 from gearlink.errors import ExitStatus, Fatal
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     invite = command("invite", _invite, "make an invite that admits one newcomer")
     _settings_flags(invite)
     invite.add_argument("--days", type=int, default=7, help="how long it can be used (1 to 365, default 7)")
-    _user_commands(command("user", _no_command, "list users; make admins"))
+    _user_commands(command("user", _no_command, "list users; make admins; suspend, restore, delete"))
     keys = command("keys", _no_command, "the keys that sign access tokens").add_subparsers(
         required=True, metavar="ACTION"
     )
@@ -269,11 +269,14 @@ def _user_commands(parser: argparse.ArgumentParser) -> None:
         ("list", _user_list, "print every user"),
         ("promote", partial(_set_admin, True), "make a user an admin"),
         ("demote", partial(_set_admin, False), "make an admin a plain user"),
+        ("suspend", partial(_set_standing, "suspended"), "sign a user out and keep them out; everything is kept"),
+        ("restore", partial(_set_standing, "active"), "lift a suspension, or take a deletion back within its 30 days"),
+        ("delete", partial(_set_standing, "deleted"), "delete an account: gone at once, erased after 30 days"),
     ):
         action = actions.add_parser(name, help=text, description=text)
         _settings_flags(action)
         if name != "list":
-            action.add_argument("who", help="phone number (+15551230001) or username")
+            action.add_argument("who", help="phone number (+15551230001), username or id")
         action.set_defaults(run=run)
 
 
@@ -285,7 +288,9 @@ def _user_list(options: argparse.Namespace) -> None:
         reply = _ask(options, ListUsers(cursor))
         for user in reply.users:
             role = "admin" if user.is_admin is True else "user"
-            print(f"{user.id}  {role:5}  {user.phone_number}  {user.username or '-'}  {user.display_name or '-'}")
+            state = "  deleted" if user.is_deleted is True else "  suspended" if user.is_suspended is True else ""
+            named = f"{user.username or '-'}  {user.display_name or '-'}"
+            print(f"{user.id}  {role:5}  {user.phone_number}  {named}{state}")
         if (cursor := reply.next) is None:
             return
 
@@ -295,6 +300,13 @@ def _set_admin(is_admin: bool, options: argparse.Namespace) -> None:
 
     _ask(options, SetAdmin(options.who, is_admin))
     print(f"{options.who} is {'an admin' if is_admin else 'a plain user'} now")
+
+
+def _set_standing(standing: Literal["active", "suspended", "deleted"], options: argparse.Namespace) -> None:
+    from gearlink.control import SetStanding
+
+    _ask(options, SetStanding(options.who, standing))
+    print(f"{options.who} is {standing} now")
 
 
 def _roll_keys(options: argparse.Namespace) -> None:

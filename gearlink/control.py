@@ -12,17 +12,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import trio
 
 from config import limits
 from gearlink.accounts import Accounts
+from gearlink.complaints import decode_body
 from gearlink.errors import Refusal
 from gearlink.journal import logger
-from gearlink.protocol import Page, User, decode_body, encode
+from gearlink.protocol import encode
+from gearlink.standing import Standing
 from gearlink.tokens import Tokens
+from gearlink.views import Page, User
 
 SOCKET_NAME = "control.sock"
 _LINE_BYTES_MAX = 64 * 1024
@@ -43,6 +46,11 @@ class SetAdmin(_Command, tag="set-admin"):
     is_admin: bool
 
 
+class SetStanding(_Command, tag="set-standing"):
+    who: str
+    standing: Literal["active", "suspended", "deleted"]
+
+
 class ListUsers(_Command, tag="list-users"):
     cursor: str | None = None
 
@@ -51,7 +59,7 @@ class RollKeys(_Command, tag="roll-keys"):
     pass
 
 
-Command = Invite | SetAdmin | ListUsers | RollKeys
+Command = Invite | SetAdmin | SetStanding | ListUsers | RollKeys
 
 
 class Reply(msgspec.Struct, omit_defaults=True):
@@ -67,8 +75,8 @@ class Reply(msgspec.Struct, omit_defaults=True):
 class Operator:
     """What the person who runs the server may do without an account. `url` is where people reach it."""
 
-    def __init__(self, accounts: Accounts, tokens: Tokens, url: Callable[[], str]) -> None:
-        self._accounts, self._tokens, self._url = accounts, tokens, url
+    def __init__(self, accounts: Accounts, standing: Standing, tokens: Tokens, url: Callable[[], str]) -> None:
+        self._accounts, self._standing, self._tokens, self._url = accounts, standing, tokens, url
 
     async def run(self, command: Command) -> Reply:
         """Does it. A refusal comes back as `error`."""
@@ -79,6 +87,11 @@ class Operator:
                 case SetAdmin(who, is_admin):
                     change = self._accounts.promote if is_admin else self._accounts.demote
                     return Reply(users=[await change(who)])
+                case SetStanding(who, standing):
+                    act = {"active": self._standing.restore, "suspended": self._standing.suspend}.get(
+                        standing, self._standing.delete
+                    )
+                    return Reply(users=[await act(who)])
                 case ListUsers(cursor):
                     page: Page[User] = await self._accounts.list_users(limits.PAGE_MAX, cursor)
                     return Reply(users=page.items, next=page.next)

@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 
 from config import limits
-from gearlink.accounts import Accounts
 from gearlink.broker import Broker
 from gearlink.clock import Clock
-from gearlink.conversations import Conversations
+from gearlink.domain import Domain
 from gearlink.hub import Hub
 from gearlink.journal import Metrics
-from gearlink.messages import Messages
-from gearlink.receipts import Receipts
+from gearlink.pressure import Pressure
 from storage.store import Store
 
 
@@ -19,12 +17,10 @@ class Doorway:
     """The parts of the house that sessions call, and two limits."""
 
     store: Store
-    accounts: Accounts
-    conversations: Conversations
-    messages: Messages
-    receipts: Receipts
+    domain: Domain
     hub: Hub
     broker: Broker
+    pressure: Pressure
     clock: Clock
     metrics: Metrics
     outbox_bytes_max: int

@@ -7,6 +7,7 @@ with the log (`Seat.go_live`), so it gets no event twice and misses none. The hu
 """
 
 import random
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,28 +19,31 @@ from gearlink import protocol
 from gearlink.accounts import Actor
 from gearlink.broker import Signal, Typing
 from gearlink.clock import Clock
-from gearlink.conversations import fresh_view
 from gearlink.errors import NOT_AUTHENTICATED, RESTARTING, SLOW_READER, TOO_MANY_CONNECTIONS, Entry, Refusal
 from gearlink.journal import Metrics
 from gearlink.outbox import Flusher, Outbox
+from gearlink.overview import fresh_view
+from gearlink.personal import personal_frame
+from gearlink.presence import Presence
 from gearlink.streams import GuestStream
 from gearlink.timeline import delivered_frame, event_frame, read_frame
-from storage.records import (
+from storage.events import MemberLeft, Message
+from storage.notices import (
+    AccountEnded,
     Admitted,
     Appended,
     ConversationDeleted,
     Delivered,
     DeviceAdded,
     DeviceRemoved,
-    LogEntry,
     Mark,
-    MemberLeft,
-    Message,
+    Personal,
     Read,
     SessionEnded,
 )
 
 _RETURN_SPREAD_MS_MAX = 10_000  # after a restart, the sign-ins of many come this far apart
+_NEVER = sys.maxsize  # a sequence number that no event has
 _WEBSOCKET_PING = b"\x89\x00"  # RFC 6455 §5.5.2, without payload
 
 
@@ -81,6 +85,7 @@ class Seat:
     session: Session
     room: "Room"
     live: bool = False
+    horizon: int = 0  # messages up to this one were before the member's time
 
     def go_live(self, position: int) -> bool:
         """The session has all events up to `position`. True if that is all there is: from now on it hears the rest.
@@ -113,8 +118,16 @@ class Room:
 class Hub:
     """All sessions of this process. Everything but `sweep` is synchronous: between two checkpoints nobody interferes."""
 
-    def __init__(self, clock: Clock, metrics: Metrics, *, heartbeat_seconds: float, connections_per_user: int) -> None:
-        self._clock, self._metrics = clock, metrics
+    def __init__(
+        self,
+        clock: Clock,
+        metrics: Metrics,
+        presence: Presence,
+        *,
+        heartbeat_seconds: float,
+        connections_per_user: int,
+    ) -> None:
+        self._clock, self._metrics, self._presence = clock, metrics, presence
         self.heartbeat_seconds = heartbeat_seconds
         self.connections_per_user = connections_per_user
         self.draining = False
@@ -143,20 +156,25 @@ class Hub:
         if self.connections_per_user and len(sessions) >= self.connections_per_user:
             raise Refusal(TOO_MANY_CONNECTIONS)
         sessions.add(session)
+        if len(sessions) == 1:
+            self._presence.came(session.actor.user_id)
         self._metrics.websocket_connections.inc()
 
     def leave(self, session: Session) -> None:
-        """Forgets the session: its seats are free, and if it was the user's last one, so is their typing."""
+        """Forgets the session: its seats are free. If it was the user's last one they are gone, and so is their typing."""
         sessions = self._users.get(session.actor.user_id, set())
         if session in sessions:
             sessions.discard(session)
+            self._presence.forget(session)
             self._metrics.websocket_connections.dec()
+            if not sessions:
+                self._presence.left(session.actor.user_id)
         if not sessions:
             self._users.pop(session.actor.user_id, None)
         for conversation_id in list(session.seats):
             if not sessions:
                 self._tell_typing(Typing(conversation_id, session.actor.user_id, False))
-            self._leave_room(session, conversation_id)
+            self.leave_seat(session, conversation_id)
 
     def take_seat(self, session: Session, conversation_id: str) -> Seat:
         """A seat that is not live yet; the same one if the session has one."""
@@ -166,7 +184,8 @@ class Hub:
             room.seats.add(seat)
         return seat
 
-    def _leave_room(self, session: Session, conversation_id: str) -> None:
+    def leave_seat(self, session: Session, conversation_id: str) -> None:
+        """Gives back the session's seat there, if it has one."""
         seat = session.seats.pop(conversation_id, None)
         if seat is not None:
             seat.live = False
@@ -200,11 +219,11 @@ class Hub:
 
     def hear(self, signals: Sequence[Signal]) -> None:
         """What a commit or a socket announced, in order."""
-        entries: dict[str, list[LogEntry]] = {}
+        entries: dict[str, list[Appended]] = {}
         for signal in signals:
             if isinstance(signal, Appended):
                 if signal.entry.conversation_id in self._rooms:
-                    entries.setdefault(signal.entry.conversation_id, []).append(signal.entry)
+                    entries.setdefault(signal.entry.conversation_id, []).append(signal)
                 if isinstance(signal.entry.event, MemberLeft):  # told like the others, then out
                     self._tell_entries(entries)
                     entries = {}
@@ -223,13 +242,23 @@ class Hub:
             case Delivered(conversation_id, marks):
                 self._tell_marks(
                     conversation_id,
-                    [(mark, delivered_frame(conversation_id, mark)) for mark in marks],
+                    [(mark, protocol.frame(delivered_frame(conversation_id, mark))) for mark in marks],
                     to_own_devices=False,
                 )
-            case Read(conversation_id, marks):
+            case Read(conversation_id, marks, kept):
                 self._tell_marks(
-                    conversation_id, [(mark, read_frame(conversation_id, mark)) for mark in marks], to_own_devices=True
+                    conversation_id,
+                    [(mark, protocol.frame(read_frame(conversation_id, mark))) for mark in marks],
+                    to_own_devices=True,
                 )
+                for mark in kept:
+                    self._tell_reader(conversation_id, mark)
+            case Personal(user_ids, subject, gone, but_device_id):
+                frame = protocol.frame(personal_frame(subject, gone=gone))
+                self._tell_users(user_ids, frame, but_device_id=but_device_id)
+            case AccountEnded(user_id):
+                for session in list(self._users.get(user_id, ())):
+                    session.end(NOT_AUTHENTICATED)
             case Typing():
                 self._tell_typing(signal)
             case ConversationDeleted(conversation_id, member_ids):
@@ -247,48 +276,59 @@ class Hub:
                     [user_id], protocol.frame(protocol.DeviceRemoved(device_id=device_id, user_id=user_id))
                 )
 
-    def _tell_users(self, user_ids: Iterable[str], frame: bytes) -> None:
+    def _tell_users(self, user_ids: Iterable[str], frame: bytes, *, but_device_id: str = "") -> None:
+        told = 0
         for user_id in user_ids:
             for session in self._users.get(user_id, ()):
-                session.outbox.put(frame)
+                if session.actor.device_id != but_device_id:
+                    session.outbox.put(frame)
+                    told += 1
+        self._sent.inc(told)
 
-    def _tell_entries(self, entries: dict[str, list[LogEntry]]) -> None:
+    def _tell_entries(self, entries: dict[str, list[Appended]]) -> None:
         now = self._clock.now()
         for conversation_id, found in entries.items():
             room = self._rooms.get(conversation_id)
             if room is None:
                 continue
-            room.position = found[-1].sequence
+            room.position = found[-1].entry.sequence
             self._tell_room(room, found)
-            for entry in found:
-                self._metrics.message_delivery_latency.observe(max(0, now - entry.event.at) / 1000)
+            for each in found:
+                self._metrics.message_delivery_latency.observe(max(0, now - each.entry.event.at) / 1000)
 
-    def _tell_room(self, room: Room, entries: list[LogEntry]) -> None:
+    def _tell_room(self, room: Room, entries: list[Appended]) -> None:
         """Everybody hears the same joined bytes; only senders and their other devices need frames picked for them."""
-        frames = [protocol.frame(event_frame(entry)) for entry in entries]
+        frames = [protocol.frame(event_frame(each.entry, subject=each.subject)) for each in entries]
         joined = b"".join(frames)
-        senders = {entry.event.actor_id for entry in entries if isinstance(entry.event, Message)}
+        senders = {each.entry.event.actor_id for each in entries if isinstance(each.entry.event, Message)}
+        oldest = min((each.subject.sequence for each in entries if each.subject is not None), default=_NEVER)
         told = 0
         for seat in room.seats:
             if not seat.live:
                 continue
-            if seat.session.actor.user_id in senders:
-                told += self._tell_sender(seat.session, entries, frames)
+            if seat.horizon >= oldest or seat.session.actor.user_id in senders:
+                told += self._tell_picked(seat, entries, frames)
             else:
                 seat.session.outbox.put(joined)
                 told += len(frames)
         self._sent.inc(told)
 
-    def _tell_sender(self, session: Session, entries: list[LogEntry], frames: list[bytes]) -> int:
-        actor = session.actor
+    def _tell_picked(self, seat: Seat, entries: list[Appended], frames: list[bytes]) -> int:
+        """To who sent some of it, with the `tempId`s; to who came too late to see what some of it is about, without that."""
+        actor = seat.session.actor
         picked = []
-        for entry, frame in zip(entries, frames, strict=True):
-            event = entry.event
-            if not isinstance(event, Message) or event.actor_id != actor.user_id:
+        for each, frame in zip(entries, frames, strict=True):
+            event, subject = each.entry.event, each.subject
+            is_own = isinstance(event, Message) and event.actor_id == actor.user_id
+            if isinstance(event, Message) and is_own and event.device_id == actor.device_id:
+                continue
+            too_late = subject is not None and subject.sequence <= seat.horizon
+            if is_own or too_late:
+                seen = None if too_late else subject
+                picked.append(protocol.frame(event_frame(each.entry, actor.user_id, subject=seen)))
+            else:
                 picked.append(frame)
-            elif event.device_id != actor.device_id:
-                picked.append(protocol.frame(event_frame(entry, actor.user_id)))
-        session.outbox.put(b"".join(picked))
+        seat.session.outbox.put(b"".join(picked))
         return len(picked)
 
     def _admit(self, admitted: Admitted) -> None:
@@ -303,12 +343,12 @@ class Hub:
                 if not seat.live:  # else its resume has found the conversation and introduced it already
                     session.outbox.put(frame)
                 seat.room.position = max(seat.room.position, admitted.sequence)
-                seat.live = True
+                seat.live, seat.horizon = True, member.horizon
 
     def _dismiss(self, conversation_id: str, user_ids: Iterable[str]) -> None:
         for user_id in user_ids:
             for session in self._users.get(user_id, ()):
-                self._leave_room(session, conversation_id)
+                self.leave_seat(session, conversation_id)
 
     def _tell_marks(self, conversation_id: str, frames: Sequence[tuple[Mark, bytes]], *, to_own_devices: bool) -> None:
         """Marks of one moment, joined, to everybody whose own they are not; or to every device but the one that moved."""
@@ -333,6 +373,16 @@ class Hub:
             ]
             seat.session.outbox.put(b"".join(rest))
             told += len(rest)
+        self._sent.inc(told)
+
+    def _tell_reader(self, conversation_id: str, mark: Mark) -> None:
+        """A read mark for nobody but the reader's other devices: those that have caught up, the rest will find it."""
+        frame, told = protocol.frame(read_frame(conversation_id, mark)), 0
+        for session in self._users.get(mark.user_id, ()):
+            seat = session.seats.get(conversation_id)
+            if seat is not None and seat.live and session.actor.device_id != mark.device_id:
+                session.outbox.put(frame)
+                told += 1
         self._sent.inc(told)
 
     # --- typing ------------------------------------------------------------------------------------------------------

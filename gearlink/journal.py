@@ -201,4 +201,15 @@ class Metrics:
         self.audit_events = counter("audit_events_total", "Security events that the log tells in full.", "event")
         self.connections_refused = counter("connections_refused_total", "Connections turned away at the door.", "reason")
         self.connection_crashes = counter("connection_crashes_total", "Connections ended by an unexpected exception.")
+        self.load_level = gauge("load_level", "How much is shed: 0 nothing, 1 typing, and so on up to 5, messages.")
+        self.load_shed = counter("load_shed_total", "What was left undone or put off because of the load.", "what")
         gauge("log_lines_dropped", "Log lines lost because nobody read the log.").set_function(_dropped)
+
+
+def audit(metrics: Metrics, event: str, *, level: str = "info", **fields: str | bool) -> None:
+    """Tells of a security event, in the log and as a count."""
+    metrics.audit_events.labels(event).inc()
+    getattr(_audit_log, level)(event, **fields)
+
+
+_audit_log = logger("audit")

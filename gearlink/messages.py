@@ -2,28 +2,39 @@
 
 A send is one change in the store's writer: the idempotency key is looked up first, so a repeated `tempId` answers what it
 answered before, whatever has happened since; then the caller's right; then the message gets its sequence number, and the
-message, its index and its key are written together. Nobody is told before that is on the disk. The hub hears of it from
-the store, not from here. Nothing here knows sockets or HTTP.
+message, its index and its key are written together, and with them what hangs on it: whom it mentions, the thread that it
+is a reply in, when it is to disappear. Nobody is told before that is on the disk. The hub hears of it from the store, not
+from here. Nothing here knows sockets or HTTP.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import NamedTuple
 
 from msgspec import structs
 
 from config import limits
+from gearlink import contents
 from gearlink.accounts import Actor
 from gearlink.calls import MessageForm, SentMessage
-from gearlink.clock import DAY, Clock, new_id, rfc3339
-from gearlink.conversations import Right, enter
-from gearlink.errors import MUST_BE_ENCRYPTED, NOT_FOUND, Refusal, invalid
+from gearlink.clock import DAY, Clock, Milliseconds, new_id, rfc3339
+from gearlink.errors import FORBIDDEN, MUST_BE_ENCRYPTED, Refusal, invalid
 from gearlink.journal import Metrics
-from gearlink.protocol import MessageView, Page, Send, SendAck
-from gearlink.throttle import Throttle
-from gearlink.timeline import message_view
-from storage.records import LogEntry, Member, Message, MessageIndex, Plain, Sent
+from gearlink.pressure import Load, Pressure
+from gearlink.protocol import Send, SendAck
+from gearlink.reading import is_expired, message_entry, shown
+from gearlink.rights import Right, enter, holders, settings_of
+from gearlink.threads import note_reply
+from gearlink.throttle import Budget
+from gearlink.views import ALL, MessageView, Page
+from gearlink.visibility import is_visible, visible_message
+from storage.events import Message, Plain, Poll
+from storage.records import Conversation, Due, Hidden, LogEntry, Member, Mention, MessageIndex, Sent
 from storage.store import Outcome, Reads, Store, Transaction
+
+Form = Send | MessageForm
+EXPIRE, CLOSE_POLL = "expire", "close-poll"  # of `Due.what`
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +55,20 @@ class Accepted:
         )
 
 
-class Messages:
-    """The rules of messages over a store. One `throttle` for all doors: a user has one budget."""
+class _Place(NamedTuple):
+    """Where a message comes to stand: its sender there, what it replies to, and how often it has been handed on."""
 
-    def __init__(self, store: Store, clock: Clock, throttle: Throttle, metrics: Metrics) -> None:
-        self._store, self._clock, self._throttle = store, clock, throttle
+    conversation: Conversation
+    member: Member
+    quoted: LogEntry | None
+    forwarded: int
+
+
+class Messages:
+    """The rules of messages over a store. One `budget` for all doors: a user has one."""
+
+    def __init__(self, store: Store, clock: Clock, budget: Budget, pressure: Pressure, metrics: Metrics) -> None:
+        self._store, self._clock, self._budget, self._pressure = store, clock, budget, pressure
         self._accepted, self._repeated, self._refused = (
             metrics.message_send.labels(status).inc for status in ("accepted", "repeated", "refused")
         )
@@ -57,14 +77,14 @@ class Messages:
     # --- sending -----------------------------------------------------------------------------------------------------
 
     async def submit(
-        self, actor: Actor, conversation_id: str, form: Send | MessageForm, done: Callable[[Accepted | Exception], None]
+        self, actor: Actor, conversation_id: str, form: Form, done: Callable[[Accepted | Exception], None]
     ) -> None:
         """Queues the message; `done` hears the outcome once it is durable. Waits only while the writer's queue is full.
 
-        Raises Refusal `rate-limited` and `invalid-request` at once; the outcome may hold those of `send`.
+        Raises Refusal `overloaded`, `rate-limited` and `invalid-request` at once; the outcome may hold those of `send`.
         """
         started = perf_counter()
-        change = self._allowed_change(actor, conversation_id, form)
+        change = self._admitted(actor, conversation_id, form)
 
         def ended(outcome: Outcome[Accepted]) -> None:
             try:
@@ -81,71 +101,117 @@ class Messages:
     async def send(self, actor: Actor, conversation_id: str, form: MessageForm) -> SentMessage:
         """Returns once the message is durable; the same answer again for a `tempId` that was accepted before.
 
-        Raises Refusal `rate-limited`, `invalid-request`, `not-found`, `forbidden`, `must-be-encrypted`; StoreFull.
+        Raises Refusal `overloaded`, `rate-limited`, `invalid-request`, `not-found`, `forbidden`, `refused-by-privacy`,
+        `must-be-encrypted`; StoreFull.
         """
         started = perf_counter()
-        change = self._allowed_change(actor, conversation_id, form)
+        change = self._admitted(actor, conversation_id, form)
         try:
             accepted = await self._store.write(change)
         except Exception:
             self._refused()
             raise
         self._count(accepted, perf_counter() - started)
-        entry = await self._store.get(LogEntry, conversation_id, accepted.sent.sequence)
-        if entry is None:  # the conversation was deleted since
-            raise Refusal(NOT_FOUND)
-        return SentMessage(message_id=accepted.sent.message_id, **structs.asdict(message_view(entry, actor.user_id)))
+        return await self._answer(actor, form, accepted)
+
+    def admit(self, actor: Actor, form: Form) -> None:
+        """What comes before every send: the house's load, the caller's budget, and that the content fits its kind.
+
+        Raises Refusal `overloaded`, `rate-limited`, `invalid-request`.
+        """
+        size = contents.size_bytes(form)
+        self._pressure.check(Load.MESSAGES)
+        self._budget.check(actor, size)
+        contents.check(form, size)
+
+    async def check(self, reads: Reads, user_id: str, conversation_id: str, form: Form) -> None:
+        """Whether this user may send this there now. Raises what `send` raises once the message was admitted."""
+        await _permit(reads, user_id, conversation_id, form, self._clock.now())
+
+    async def compose(
+        self,
+        tx: Transaction,
+        user_id: str,
+        device_id: str,
+        conversation_id: str,
+        form: Form,
+        message_id: str,
+        now: Milliseconds,
+        *,
+        by_server: bool = False,
+    ) -> Accepted:
+        """Sends within a change of the caller's: by all the rules of `send` but those of `admit`, which come before.
+
+        With `by_server` the message names no device as its sender, so all of the sender's devices are told; its
+        `tempId` still belongs to `device_id`. Raises Refusal as `send`.
+        """
+        if earlier := await tx.get(Sent, device_id, conversation_id, form.temp_id):
+            return Accepted(earlier, True)
+        place = await _permit(tx, user_id, conversation_id, form, now)
+        seconds = form.expires_in_seconds or settings_of(place.conversation).disappearing_seconds
+        message = Message(
+            message_id,
+            user_id,
+            now,
+            "" if by_server else device_id,
+            form.kind,
+            Plain(form.content),
+            form.temp_id,
+            form.reply_to_id or "",
+            tuple(dict.fromkeys(form.mentions)) if form.mentions else (),
+            (),
+            _thread_of(place.quoted),
+            place.forwarded,
+            now + seconds * 1000 if seconds else 0,
+            poll=_poll(form, now),
+        )
+        sequence = await tx.append(conversation_id, message, place.quoted)
+        tx.put(MessageIndex(message_id, conversation_id, sequence))
+        sent = Sent(
+            device_id, conversation_id, form.temp_id, message_id, sequence, now, now + limits.IDEMPOTENCY_DAYS * DAY
+        )
+        tx.put(sent)
+        if place.conversation.type == "direct" and not place.member.has_written:
+            tx.put(structs.replace(place.member, has_written=True))  # who answers somebody is no stranger to them
+        await _hang(tx, conversation_id, sequence, message)
+        return Accepted(sent, False)
+
+    def _admitted(self, actor: Actor, conversation_id: str, form: Form) -> Callable[[Transaction], Awaitable[Accepted]]:
+        try:
+            self.admit(actor, form)
+        except Refusal:
+            self._refused()
+            raise
+        now, message_id = self._clock.now(), new_id()
+
+        async def change(tx: Transaction) -> Accepted:
+            return await self.compose(tx, actor.user_id, actor.device_id, conversation_id, form, message_id, now)
+
+        return change
 
     def _count(self, accepted: Accepted, seconds: float) -> None:
         (self._repeated if accepted.repeated else self._accepted)()
         self._observe_latency(seconds)
 
-    def _allowed_change(
-        self, actor: Actor, conversation_id: str, form: Send | MessageForm
-    ) -> Callable[[Transaction], Awaitable[Accepted]]:
-        try:
-            self._throttle.check(actor.user_id)
-            return self._change(actor, conversation_id, form)
-        except Refusal:
-            self._refused()
-            raise
-
-    def _change(
-        self, actor: Actor, conversation_id: str, form: Send | MessageForm
-    ) -> Callable[[Transaction], Awaitable[Accepted]]:
-        if len(form.content) * 4 > limits.CONTENT_BYTES_MAX and len(form.content.encode()) > limits.CONTENT_BYTES_MAX:
-            raise invalid("content", f"at most {limits.CONTENT_BYTES_MAX} bytes in UTF-8")
-        now, message_id = self._clock.now(), new_id()
-
-        async def change(tx: Transaction) -> Accepted:
-            if earlier := await tx.get(Sent, actor.device_id, conversation_id, form.temp_id):
-                return Accepted(earlier, True)
-            conversation, member = await enter(tx, actor.user_id, conversation_id, Right.SEND)
-            if conversation.encryption == "e2ee":
-                raise Refusal(MUST_BE_ENCRYPTED)
-            if form.reply_to_id is not None:
-                await _require_message(tx, member, form.reply_to_id)
-            if form.mentions:
-                await _require_members(tx, conversation_id, form.mentions)
-            message = Message(
-                message_id,
-                actor.user_id,
-                now,
-                actor.device_id,
-                form.kind,
-                Plain(form.content),
-                form.temp_id,
-                form.reply_to_id or "",
-                tuple(form.mentions or ()),
-            )
-            sequence = await tx.append(conversation_id, message)
-            tx.put(MessageIndex(message_id, conversation_id, sequence))
-            expires_at = now + limits.IDEMPOTENCY_DAYS * DAY
-            sent = Sent(actor.device_id, conversation_id, form.temp_id, message_id, sequence, now, expires_at)
-            tx.put(sent)
-            return Accepted(sent, False)
-
-        return change
+    async def _answer(self, actor: Actor, form: MessageForm, accepted: Accepted) -> SentMessage:
+        sent, now = accepted.sent, self._clock.now()
+        entry = await self._store.get(LogEntry, sent.conversation_id, sent.sequence)
+        member = await self._store.get(Member, sent.conversation_id, actor.user_id)
+        if entry is not None and member is not None and not is_expired(entry, now):
+            view = await shown(self._store, entry, member, now)
+            return SentMessage(message_id=sent.message_id, **structs.asdict(view))
+        return SentMessage(  # what is left of it is that it was accepted
+            message_id=sent.message_id,
+            id=sent.message_id,
+            conversation_id=sent.conversation_id,
+            sender_id=actor.user_id,
+            sender_device_id=sent.device_id,
+            kind=form.kind,
+            content=None,
+            sequence_number=sent.sequence,
+            created_at=rfc3339(sent.created_at),
+            temp_id=sent.temp_id,
+        )
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -154,45 +220,141 @@ class Messages:
     ) -> Page[MessageView]:
         """The history: newest first, or with `after` oldest first from there; `before` and `after` are exclusive.
 
-        `next` is the sequence number to go on with, as text: the next `before`, or the next `after`. Raises Refusal
-        `not-found`.
+        `next` is the sequence number to go on with, as text: the next `before`, or the next `after`. A page may be short
+        where much was hidden or has disappeared; only without `next` is it the last one. Raises Refusal `not-found`.
         """
         _conversation, member = await enter(self._store, actor.user_id, conversation_id, Right.READ)
-        forward = after is not None
-        entries = await self._store.scan(
-            LogEntry,
-            conversation_id,
-            after=max(after or 0, member.joined_sequence),
-            before=before,
-            limit=limit + 1,
-            reverse=not forward,
-        )
-        items = [message_view(entry, actor.user_id) for entry in entries[:limit]]
-        return Page(items=items, next=str(items[-1].sequence_number) if len(entries) > limit else None)
+        now, forward = self._clock.now(), after is not None
+        found: list[LogEntry] = []
+        low, high, more = max(after or 0, member.horizon), before, True
+        for _step in range(limits.HISTORY_STEPS_MAX):
+            looked_at = await self._store.scan(
+                LogEntry, conversation_id, after=low, before=high, limit=limit + 1, reverse=not forward
+            )
+            found += await still_visible(self._store, member, looked_at, now)
+            more = len(looked_at) > limit
+            if len(found) > limit or not more:
+                break
+            low, high = (looked_at[-1].sequence, high) if forward else (low, looked_at[-1].sequence)
+        items = [await shown(self._store, entry, member, now) for entry in found[:limit]]
+        if len(found) > limit:
+            return Page(items=items, next=str(items[-1].sequence_number))
+        return Page(items=items, next=str(low if forward else high) if more else None)
 
     async def view(self, actor: Actor, message_id: str) -> MessageView:
         """Raises Refusal `not-found`."""
-        return message_view(await self.entry(actor, message_id), actor.user_id)
+        now = self._clock.now()
+        sight = await visible_message(self._store, actor.user_id, message_id, Right.READ, now)
+        return await shown(self._store, sight.entry, sight.member, now)
 
     async def entry(self, actor: Actor, message_id: str) -> LogEntry:
         """The log entry of a message that the caller may see. Raises Refusal `not-found`."""
-        index = await self._store.get(MessageIndex, message_id)
-        if index is None:
-            raise Refusal(NOT_FOUND)
-        _conversation, member = await enter(self._store, actor.user_id, index.conversation_id, Right.READ)
-        entry = await self._store.get(LogEntry, index.conversation_id, index.sequence)
-        if entry is None or entry.sequence <= member.joined_sequence:
-            raise Refusal(NOT_FOUND)
-        return entry
+        return (await visible_message(self._store, actor.user_id, message_id, Right.READ, self._clock.now())).entry
 
 
-async def _require_message(reads: Reads, member: Member, message_id: str) -> None:
-    index = await reads.get(MessageIndex, message_id)
-    if index is None or index.conversation_id != member.conversation_id or index.sequence <= member.joined_sequence:
+# --- looking at the log -----------------------------------------------------------------------------------------------
+
+
+async def still_visible(reads: Reads, member: Member, entries: Sequence[LogEntry], now: Milliseconds) -> list[LogEntry]:
+    """Those of `entries`, neighbours in one log, that have not disappeared and that the member has not hidden."""
+    alive = [entry for entry in entries if not is_expired(entry, now)]
+    if not member.hidden_at or not alive:
+        return alive
+    first, last = sorted((alive[0].sequence, alive[-1].sequence))
+    hidden = await reads.scan(
+        Hidden, member.conversation_id, member.user_id, after=first - 1, before=last + 1, limit=last - first + 1
+    )
+    gone = {each.sequence for each in hidden}
+    return [entry for entry in alive if entry.sequence not in gone]
+
+
+# --- what a message needs, and what hangs on it ----------------------------------------------------------------------
+
+
+async def _permit(reads: Reads, user_id: str, conversation_id: str, form: Form, now: Milliseconds) -> _Place:
+    conversation, member = await enter(reads, user_id, conversation_id, Right.SEND)
+    if conversation.encryption == "e2ee":
+        raise Refusal(MUST_BE_ENCRYPTED)
+    quoted = None if form.reply_to_id is None else await _quoted(reads, member, form.reply_to_id, now)
+    if form.mentions:
+        await check_mentions(reads, conversation, member, form.mentions)
+    forwarded = 0 if form.forwarded_from_id is None else await _forwarded(reads, user_id, form.forwarded_from_id, now)
+    return _Place(conversation, member, quoted, forwarded)
+
+
+async def _quoted(reads: Reads, member: Member, message_id: str, now: Milliseconds) -> LogEntry:
+    entry = await message_entry(reads, message_id)
+    is_there = entry is not None and entry.conversation_id == member.conversation_id
+    if entry is None or not is_there or not await is_visible(reads, entry, member, now):
         raise invalid("replyToId", "there is no such message in this conversation")
+    return entry
 
 
-async def _require_members(reads: Reads, conversation_id: str, user_ids: Sequence[str]) -> None:
-    for position, user_id in enumerate(user_ids):
-        if await reads.get(Member, conversation_id, user_id) is None:
+async def _forwarded(reads: Reads, user_id: str, message_id: str, now: Milliseconds) -> int:
+    """How often a message has been handed on, once it is handed on again."""
+    try:
+        message = (await visible_message(reads, user_id, message_id, Right.READ, now)).message
+    except Refusal:
+        message = None
+    if message is None or message.deleted_at:
+        raise invalid("forwardedFromId", "there is no such message that you can read")
+    return message.forwarded + 1
+
+
+async def check_mentions(
+    reads: Reads, conversation: Conversation, member: Member, mentions: Sequence[str], *, known: Sequence[str] = ()
+) -> None:
+    """Those that are not `known` already have to be members, and everybody may not be mentioned by just anybody.
+
+    Raises Refusal `invalid-request`, `forbidden`.
+    """
+    for position, mentioned in enumerate(mentions):
+        if mentioned in known:
+            continue
+        if mentioned == ALL:
+            if member.role not in holders(conversation, Right.MENTION_ALL):
+                raise Refusal(FORBIDDEN, "Your role does not allow to mention everybody here")
+        elif await reads.get(Member, conversation.conversation_id, mentioned) is None:
             raise invalid(f"mentions[{position}]", "not a member of this conversation")
+
+
+def _thread_of(quoted: LogEntry | None) -> str:
+    if quoted is None or not isinstance(message := quoted.event, Message):
+        return ""
+    return message.thread_id or message.event_id
+
+
+def _poll(form: Form, now: Milliseconds) -> Poll | None:
+    asked = form.poll
+    if asked is None:
+        return None
+    closes_at = now + asked.closes_in_seconds * 1000 if asked.closes_in_seconds else 0
+    return Poll(tuple(asked.options), asked.multiple, asked.anonymous, closes_at, (0,) * len(asked.options))
+
+
+async def _hang(tx: Transaction, conversation_id: str, sequence: int, message: Message) -> None:
+    """What a message has besides its text: most have nothing, and cost nothing here."""
+    if message.mentions:
+        put_mentions(tx, conversation_id, sequence, message)
+    if message.thread_id:
+        await note_reply(tx, conversation_id, message.thread_id, sequence, message.actor_id)
+    if message.expires_at:
+        tx.put(Due(message.expires_at, EXPIRE, conversation_id, sequence))
+    if message.poll is not None and message.poll.closes_at:
+        tx.put(Due(message.poll.closes_at, CLOSE_POLL, message.event_id, 0))
+
+
+def put_mentions(tx: Transaction, conversation_id: str, sequence: int, message: Message) -> None:
+    """The rows by which those whom `message` mentions find it."""
+    for user_id in _rows_of(conversation_id, message.mentions):
+        tx.put(Mention(conversation_id, user_id, sequence, message.actor_id, message.expires_at))
+
+
+def drop_mentions(tx: Transaction, conversation_id: str, sequence: int, mentions: Iterable[str]) -> None:
+    """Takes the rows of these mentions away."""
+    for user_id in _rows_of(conversation_id, mentions):
+        tx.delete(Mention, conversation_id, user_id, sequence)
+
+
+def _rows_of(conversation_id: str, mentions: Iterable[str]) -> list[str]:
+    return [conversation_id if mentioned == ALL else mentioned for mentioned in mentions]

@@ -28,6 +28,19 @@ def canonical(text: str) -> str:
     return str(_parse(text.partition("%")[0]))
 
 
+@lru_cache(maxsize=4096)
+def network_of(address: str) -> str:
+    """What limits count as one address: an IPv4 address, or the whole /64 that an IPv6 host is given (RFC 6177).
+
+    A text that is no address is returned as it is.
+    """
+    try:
+        parsed = _parse(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(parsed if isinstance(parsed, IPv4Address) else IPv6Address(int(parsed) >> 64 << 64))
+
+
 def _parse(text: str) -> IPv4Address | IPv6Address:
     address = ip_address(text)
     return getattr(address, "ipv4_mapped", None) or address

@@ -21,7 +21,8 @@ from gearlink.errors import (
     Entry,
     Refusal,
 )
-from gearlink.protocol import Problem, encode
+from gearlink.protocol import encode
+from gearlink.views import Problem
 
 _CORRELATION_ID: Final = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 _BY_STATUS: Final[dict[int, Entry]] = {

@@ -1,146 +1,66 @@
-"""The wire: every frame, request and answer of the contract as a typed struct, and the bytes they become.
+"""The WebSocket: every frame of the contract as a typed struct, and the bytes they become.
 
 What a client sends is refused when it has unknown keys, wrong types or sizes over `config.limits`; what the server sends
-may grow, so the SDK ignores keys and frame types that it does not know. Because every field is typed, nesting deeper than
-the form is refused by the decoder itself. There is no I/O here and no rule about who may do what.
+may grow, so the SDK ignores keys and frame types that it does not know. There is no I/O here and no rule about who may do
+what. The things inside the frames are in `gearlink.views`.
 """
 
-import re
-from collections.abc import Iterator
-from typing import Annotated, Any, Final, Generic, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from config import limits
-from gearlink.errors import INVALID_REQUEST, MALFORMED_JSON, UNKNOWN_TYPE, UNREADABLE_FRAME, Refusal
+from gearlink.complaints import split_validation_error
+from gearlink.errors import INVALID_REQUEST, UNKNOWN_TYPE, UNREADABLE_FRAME, Refusal
+from gearlink.views import (
+    Content,
+    ConversationView,
+    DraftView,
+    Emoji,
+    ExpiresIn,
+    Id,
+    JoinRequestView,
+    MediaIds,
+    Mentions,
+    MessageView,
+    PollView,
+    PrivacyView,
+    ReactionView,
+    Ref,
+    Request,
+    Role,
+    ScheduledView,
+    SendKind,
+    Sequence,
+    SettingsView,
+    TempId,
+    Timestamp,
+    Token,
+)
 
 SUBPROTOCOL: Final = "gearlink.v1"
 ISSUER: Final = "gearlink"
 AUDIENCE: Final = "gearlink-app"
 
-T = TypeVar("T")
-UUID_PATTERN: Final = "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
-Id = Annotated[str, Meta(pattern=UUID_PATTERN, max_length=36, description="UUIDv7")]  # `$` alone lets a final newline in
-Sequence = Annotated[int, Meta(ge=0, le=limits.SEQUENCE_MAX)]
-TempId = Annotated[str, Meta(min_length=1, max_length=limits.TEMP_ID_CHARS_MAX)]
-Ref = Annotated[str, Meta(max_length=limits.REF_CHARS_MAX)]
-Content = Annotated[str, Meta(min_length=1, max_length=limits.CONTENT_BYTES_MAX)]
-Mentions = Annotated[list[Id], Meta(max_length=limits.MENTIONS_MAX)]
-Name = Annotated[str, Meta(min_length=1, max_length=limits.NAME_CHARS_MAX)]
-Description = Annotated[str, Meta(max_length=limits.DESCRIPTION_CHARS_MAX)]
-Token = Annotated[str, Meta(min_length=1, max_length=limits.TOKEN_CHARS_MAX)]
-Timestamp = Annotated[str, Meta(description="RFC 3339, UTC, milliseconds")]
-Role = Literal["owner", "admin", "member"]
-DeviceType = Literal["ios", "android", "web", "desktop", "bot"]
-ConversationType = Literal["direct", "group", "channel"]
-Encryption = Literal["server", "e2ee"]
-SendKind = Literal["text"]
-
-
-class Request(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=True):
-    """Base of what clients send over REST: a typo never passes silently."""
-
-
-class Answer(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=False):
-    """Base of what the server sends. Fields that are UNSET are left out."""
-
-
-# --- things ----------------------------------------------------------------------------------------------------------
-
-
-class User(Answer):
-    """A user as others see them; `phone_number` and `is_admin` only in one's own."""
-
-    id: str
-    username: str | None
-    display_name: str
-    bio: str
-    created_at: Timestamp
-    phone_number: str | UnsetType = UNSET
-    is_admin: bool | UnsetType = UNSET
-
-
-class Device(Answer):
-    id: str
-    name: str
-    type: DeviceType
-    created_at: Timestamp
-    last_seen_at: Timestamp
-    current: bool
-    signed_in: bool
-
-
-class MessageView(Answer):
-    """A message. `temp_id` is there for its sender's own devices only. A system message has no device."""
-
-    id: str
-    conversation_id: str
-    sender_id: str
-    sender_device_id: str | None
-    kind: str
-    content: str | None
-    sequence_number: int
-    created_at: Timestamp
-    reactions: list[Any] = []
-    temp_id: str | UnsetType = UNSET
-    reply_to_id: str | UnsetType = UNSET
-    mentions: list[str] | UnsetType = UNSET
-
-
-class MemberView(Answer):
-    user_id: str
-    role: Role
-    joined_at: Timestamp
-
-
-class ConversationView(Answer):
-    """A conversation as the caller sees it. `sequence_number` is the newest event; `members` is there up to 200 of them."""
-
-    id: str
-    type: ConversationType
-    encryption: Encryption
-    name: str | None
-    description: str | None
-    created_by: str
-    created_at: Timestamp
-    updated_at: Timestamp
-    role: Role
-    member_count: int
-    sequence_number: int
-    read_sequence_number: int
-    unread_count: int
-    last_message: MessageView | None
-    members: list[MemberView] | UnsetType = UNSET
-
-
-class DeliveryView(Answer):
-    user_id: str
-    status: Literal["SENT", "DELIVERED", "READ"]
-    delivered_at: Timestamp | UnsetType = UNSET
-    read_at: Timestamp | UnsetType = UNSET
-
-
-class Page(Answer, Generic[T]):
-    """A list: `next` is an opaque cursor, null at the end."""
-
-    items: list[T]
-    next: str | None = None
-
-
-class Problem(Answer):
-    """RFC 9457 problem details."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    correlation_id: str
-    errors: list[dict[str, str]] | UnsetType = UNSET
+Votes = Annotated[
+    list[Annotated[int, Meta(ge=0, lt=limits.POLL_OPTIONS_MAX)]], Meta(max_length=limits.POLL_OPTIONS_MAX)
+]
 
 
 # --- WebSocket: what clients say --------------------------------------------------------------------------------------
+
+
+class PollForm(Request):
+    """What can be answered to the question in the content."""
+
+    options: Annotated[
+        list[Annotated[str, Meta(min_length=1, max_length=limits.POLL_OPTION_CHARS_MAX)]],
+        Meta(min_length=2, max_length=limits.POLL_OPTIONS_MAX),
+    ]
+    multiple: bool = False
+    anonymous: bool = False
+    closes_in_seconds: ExpiresIn | None = None
 
 
 class ClientFrame(
@@ -162,6 +82,10 @@ class Send(ClientFrame, tag="message:send", frozen=True):
     kind: SendKind = "text"
     reply_to_id: Id | None = None
     mentions: Mentions | None = None
+    media_ids: MediaIds | None = None
+    forwarded_from_id: Id | None = None
+    expires_in_seconds: ExpiresIn | None = None
+    poll: PollForm | None = None
 
 
 class Ack(ClientFrame, tag="message:ack", frozen=True):
@@ -172,6 +96,61 @@ class Ack(ClientFrame, tag="message:ack", frozen=True):
 class MarkRead(ClientFrame, tag="message:read", frozen=True):
     conversation_id: Id
     sequence_number: Sequence
+
+
+class Edit(ClientFrame, tag="message:edit", frozen=True):
+    message_id: Id
+    content: Content
+    mentions: Mentions | None = None
+
+
+class Delete(ClientFrame, tag="message:delete", frozen=True):
+    message_id: Id
+    for_everyone: bool
+
+
+class Pin(ClientFrame, tag="message:pin", frozen=True):
+    message_id: Id
+
+
+class Unpin(ClientFrame, tag="message:unpin", frozen=True):
+    message_id: Id
+
+
+class AddReaction(ClientFrame, tag="reaction:add", frozen=True):
+    message_id: Id
+    emoji: Emoji
+
+
+class RemoveReaction(ClientFrame, tag="reaction:remove", frozen=True):
+    message_id: Id
+    emoji: Emoji
+
+
+class Vote(ClientFrame, tag="poll:vote", frozen=True):
+    """`options` are the chosen ones, from 0; none takes the vote back."""
+
+    message_id: Id
+    options: Votes
+
+
+class ReadThread(ClientFrame, tag="thread:read", frozen=True):
+    message_id: Id
+    sequence_number: Sequence
+
+
+class SetDraft(ClientFrame, tag="draft:set", frozen=True):
+    """Without content the draft is given up."""
+
+    conversation_id: Id
+    content: Content | None = None
+    reply_to_id: Id | None = None
+
+
+class WatchPresence(ClientFrame, tag="presence:watch", frozen=True):
+    """In place of those who were watched before."""
+
+    user_ids: Annotated[list[Id], Meta(max_length=limits.WATCHED_MAX)]
 
 
 class TypingStart(ClientFrame, tag="typing:start", frozen=True):
@@ -186,7 +165,10 @@ class Ping(ClientFrame, tag="ping", frozen=True):
     pass
 
 
-AnyClientFrame = Auth | Send | Ack | MarkRead | TypingStart | TypingStop | Ping
+AnyClientFrame = (
+    Auth | Send | Ack | MarkRead | Edit | Delete | Pin | Unpin | AddReaction | RemoveReaction | Vote | ReadThread
+    | SetDraft | WatchPresence | TypingStart | TypingStop | Ping
+)  # fmt: skip
 
 
 # --- WebSocket: what the server says ----------------------------------------------------------------------------------
@@ -197,6 +179,8 @@ class ServerFrame(msgspec.Struct, rename="camel", kw_only=True, tag_field="type"
 
 
 class AuthOk(ServerFrame, tag="auth:ok"):
+    """Signed in; what was missed comes next."""
+
     user_id: str
     device_id: str
     epoch: str
@@ -206,11 +190,15 @@ class AuthOk(ServerFrame, tag="auth:ok"):
 
 
 class SyncDone(ServerFrame, tag="sync:done"):
+    """What was missed has been told, but for what `reload` names."""
+
     complete: bool
     reload: list[str] | UnsetType = UNSET
 
 
 class SendAck(ServerFrame, tag="message:ack"):
+    """The message is in the log and synced to disk."""
+
     temp_id: str
     message_id: str
     conversation_id: str
@@ -220,10 +208,83 @@ class SendAck(ServerFrame, tag="message:ack"):
 
 
 class MessageNew(ServerFrame, tag="message:new"):
+    """Somebody sent a message, or the user did, on another device."""
+
     message: MessageView
 
 
+class MessageEvent(ServerFrame):
+    """What became of an earlier message."""
+
+    conversation_id: str
+    sequence_number: int
+    message_id: str
+    user_id: str
+    at: Timestamp
+
+
+class MessageEdited(MessageEvent, tag="message:edited"):
+    """The message as it is now; its content also stands alone."""
+
+    content: str | None
+    edited_at: Timestamp
+    message: MessageView
+
+
+class MessageDeleted(ServerFrame, tag="message:deleted"):
+    """For everyone, with a number of its own; or only for the user whose devices are told."""
+
+    conversation_id: str
+    message_id: str
+    user_id: str
+    for_everyone: bool
+    deleted_at: Timestamp
+    sequence_number: int | UnsetType = UNSET
+
+
+class MessageExpired(ServerFrame, tag="message:expired"):
+    """These have disappeared."""
+
+    conversation_id: str
+    sequence_number: int
+    message_ids: list[str]
+
+
+class MessagePinned(MessageEvent, tag="message:pinned"):
+    """Somebody pinned a message."""
+
+
+class MessageUnpinned(MessageEvent, tag="message:unpinned"):
+    """Somebody took a pinned message down."""
+
+
+class ReactionEvent(MessageEvent):
+    """`reactions` are all of the message after it: in a storm one event stands for many."""
+
+    emoji: str
+    reactions: list[ReactionView]
+
+
+class ReactionAdded(ReactionEvent, tag="reaction:added"):
+    """Somebody reacted."""
+
+
+class ReactionRemoved(ReactionEvent, tag="reaction:removed"):
+    """Somebody took a reaction back."""
+
+
+class PollChanged(ServerFrame, tag="poll:changed"):
+    """Somebody voted, or the poll was closed."""
+
+    conversation_id: str
+    sequence_number: int
+    message_id: str
+    poll: PollView
+
+
 class MessageDelivered(ServerFrame, tag="message:delivered"):
+    """All messages up to this number have reached a device of this member."""
+
     conversation_id: str
     user_id: str
     sequence_number: int
@@ -231,6 +292,8 @@ class MessageDelivered(ServerFrame, tag="message:delivered"):
 
 
 class MessageRead(ServerFrame, tag="message:read"):
+    """This member has read up to this number."""
+
     conversation_id: str
     user_id: str
     sequence_number: int
@@ -238,6 +301,8 @@ class MessageRead(ServerFrame, tag="message:read"):
 
 
 class Typing(ServerFrame, tag="typing"):
+    """Somebody begins or stops to type."""
+
     conversation_id: str
     user_id: str
     active: bool
@@ -248,19 +313,34 @@ class ConversationEvent(ServerFrame):
 
 
 class ConversationCreated(ConversationEvent, tag="conversation:created"):
-    pass
+    """The user is in this conversation from now on."""
 
 
 class ConversationUpdated(ServerFrame, tag="conversation:updated"):
+    """Name, description, picture or settings were changed: how they are now."""
+
     conversation_id: str
     sequence_number: int
     actor_id: str
     at: Timestamp
     name: str | None
     description: str | None
+    avatar_url: str | None
+    settings: SettingsView | UnsetType
+
+
+class ConversationPreferences(ServerFrame, tag="conversation:preferences"):
+    """What the user has set for themselves, on another device."""
+
+    conversation_id: str
+    muted_until: Timestamp | None
+    archived: bool
+    pinned_at: Timestamp | None
 
 
 class ConversationDeleted(ServerFrame, tag="conversation:deleted"):
+    """The user is not in this conversation any more, or there is none."""
+
     conversation_id: str
 
 
@@ -273,37 +353,132 @@ class MemberEvent(ServerFrame):
 
 
 class MemberJoined(MemberEvent, tag="member:joined"):
+    """Somebody came in."""
+
     role: Role
+    by: Literal["added", "link", "request"]
 
 
 class MemberChanged(MemberEvent, tag="member:changed"):
+    """Somebody has another role."""
+
     role: Role
 
 
 class MemberLeft(MemberEvent, tag="member:left"):
-    pass
+    """Somebody is out, by their own will or not."""
+
+    how: Literal["left", "removed", "banned", "erased"]
+
+
+class JoinRequested(ServerFrame, tag="join:requested"):
+    """Somebody asks to be let in."""
+
+    request: JoinRequestView
+
+
+class JoinSettled(ServerFrame, tag="join:settled"):
+    """The request was granted, declined or withdrawn."""
+
+    conversation_id: str
+    user_id: str
+
+
+class ThreadWasRead(ServerFrame, tag="thread:read"):
+    """The user has read a thread so far, on another device."""
+
+    message_id: str
+    sequence_number: int
+
+
+class DraftChanged(ServerFrame, tag="draft:changed"):
+    """The user has changed or given up a draft on another device."""
+
+    draft: DraftView
+
+
+class ScheduledChanged(ServerFrame, tag="scheduled:changed"):
+    """The user has scheduled or changed a message on another device, or it could not go out."""
+
+    scheduled: ScheduledView
+
+
+class ScheduledRemoved(ServerFrame, tag="scheduled:removed"):
+    """A scheduled message went out, or the user cancelled it on another device."""
+
+    scheduled_id: str
+    conversation_id: str
+
+
+class ContactChanged(ServerFrame, tag="contact:changed"):
+    """The user has a new contact, or another nickname for one, from another device."""
+
+    user_id: str
+    nickname: str | None
+
+
+class ContactRemoved(ServerFrame, tag="contact:removed"):
+    """The user has removed a contact on another device."""
+
+    user_id: str
+
+
+class BlockAdded(ServerFrame, tag="block:added"):
+    """The user has blocked somebody on another device."""
+
+    user_id: str
+
+
+class BlockRemoved(ServerFrame, tag="block:removed"):
+    """The user has lifted a block on another device."""
+
+    user_id: str
+
+
+class PrivacyChanged(ServerFrame, tag="privacy:changed"):
+    """The user has changed what others may see and do, on another device."""
+
+    privacy: PrivacyView
+
+
+class Presence(ServerFrame, tag="presence"):
+    """Somebody whom this socket watches is there, or is not."""
+
+    user_id: str
+    status: Literal["online", "offline"]
+    last_seen_at: Timestamp | UnsetType = UNSET
 
 
 class DeviceAdded(ServerFrame, tag="device:added"):
+    """The user has signed in on another device."""
+
     device_id: str
     user_id: str
 
 
 class DeviceRemoved(ServerFrame, tag="device:removed"):
+    """A device of the user was removed."""
+
     device_id: str
     user_id: str
 
 
 class Pong(ServerFrame, tag="pong"):
+    """The answer to `ping`."""
+
     server_time: Timestamp
     ref: str | UnsetType = UNSET
 
 
 class Ok(ServerFrame, tag="ok"):
+    """It was done; or it was noted, of receipts and typing, which is told to a frame with a `ref` alone."""
+
     ref: str | UnsetType = UNSET
 
 
 class Error(ServerFrame, tag="error"):
+    """The frame was refused: `code` says why."""
+
     code: str
     detail: str
     retryable: bool
@@ -313,14 +488,19 @@ class Error(ServerFrame, tag="error"):
 
 
 class Goodbye(ServerFrame, tag="session:goodbye"):
+    """The server is about to close the socket by its own will."""
+
     reason: str
     retry_after_ms: int
 
 
 AnyServerFrame = (
-    AuthOk | SyncDone | SendAck | MessageNew | MessageDelivered | MessageRead | Typing | ConversationCreated
-    | ConversationUpdated | ConversationDeleted | MemberJoined | MemberChanged | MemberLeft | DeviceAdded | DeviceRemoved
-    | Pong | Ok | Error | Goodbye
+    AuthOk | SyncDone | SendAck | MessageNew | MessageEdited | MessageDeleted | MessageExpired | MessagePinned
+    | MessageUnpinned | ReactionAdded | ReactionRemoved | PollChanged | MessageDelivered | MessageRead | Typing | Presence
+    | ConversationCreated | ConversationUpdated | ConversationPreferences | ConversationDeleted | MemberJoined
+    | MemberChanged | MemberLeft | JoinRequested | JoinSettled | ThreadWasRead | DraftChanged | ScheduledChanged
+    | ScheduledRemoved | ContactChanged | ContactRemoved | BlockAdded | BlockRemoved | PrivacyChanged | DeviceAdded
+    | DeviceRemoved | Pong | Ok | Error | Goodbye
 )  # fmt: skip
 
 
@@ -392,76 +572,6 @@ def decode_server(data: bytes | str) -> AnyServerFrame | None:
         if path == "type" and complaint != "required":
             return None
         raise
-
-
-_AT = re.compile(r" - at (?:`key` in )?`\$(?P<path>[^`]*)`$")
-_KINDS: Final = {
-    "str": "a text", "int": "a whole number", "float": "a number", "bool": "a truth value", "object": "an object",
-    "array": "a list",
-}  # fmt: skip
-_CHOICES_TOLD_MAX: Final = 8
-
-
-def split_validation_error(error: msgspec.ValidationError, form: Any = None) -> tuple[str, str]:
-    """`(path, message)` of msgspec's text, in words for a peer, without the value that was sent: it could be a secret.
-
-    With `form`, which was asked for, a value that is none of a few is told which there are.
-    """
-    text = str(error)
-    path = ""
-    if found := _AT.search(text):
-        text, path = text[: found.start()], found["path"].replace("[...]", "").lstrip(".")
-    complaint, _, rest = text.partition(" `")
-    if complaint in ("Object contains unknown field", "Object missing required field"):
-        # The key itself is the culprit; an unknown one is not content, but it is not ours: bound it.
-        path = f"{path}.{rest.rstrip('`')[:64]}".lstrip(".")
-        return path[:256], "unknown field" if "unknown" in complaint else "required"
-    return path[:256], _in_words(text, _choices(form, path))
-
-
-def _in_words(text: str, choices: list[str]) -> str:
-    """msgspec's complaint as a peer can read it; one that is not known says no more than that there is one."""
-    if text.startswith("Invalid enum value") and choices:
-        return ("not one of " if len(choices) > 1 else "not ") + ", ".join(choices)
-    if "matching regex" in text:
-        return "not an id" if repr(UUID_PATTERN) in text else "not of the required form"
-    if found := re.fullmatch(r"Expected `[\w |]+` (?P<length>of length )?(?P<sign><=|>=) (?P<bound>-?\d+)", text):
-        bound = f"{'at most' if found['sign'] == '<=' else 'at least'} {found['bound']}"
-        return f"length {bound}" if found["length"] else bound
-    if found := re.fullmatch(r"Expected `(?P<wanted>[\w |]+)`(?:, got `(?P<got>\w+)`)?", text):
-        wanted = " or ".join(_KINDS.get(kind, kind) for kind in found["wanted"].split(" | "))
-        return f"expected {wanted}" + (f", got {_KINDS.get(found['got'], found['got'])}" if found["got"] else "")
-    return "not of the required form"
-
-
-def _choices(form: Any, path: str) -> list[str]:
-    """The values that the field at `path` of a struct can have, if they are few texts."""
-    kinds = [form]
-    for name in re.sub(r"\[\d*\]", "", path).split("."):
-        structs = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, msgspec.Struct)]
-        fields = [each for kind in structs for each in msgspec.structs.fields(kind) if each.encode_name == name]
-        kinds = [part for each in fields for part in _parts(each.type)]
-    found = [text for kind in kinds if get_origin(kind) is Literal for text in get_args(kind)]
-    return found if len(found) <= _CHOICES_TOLD_MAX else []
-
-
-def _parts(kind: Any) -> Iterator[Any]:
-    """A type and what it is made of."""
-    yield kind
-    if get_origin(kind) is not Literal:
-        for part in get_args(kind):
-            yield from _parts(part)
-
-
-def decode_body(data: bytes, form: type[T]) -> T:
-    """A REST body. Raises Refusal: `malformed-json`, or `invalid-request` with every path that msgspec names."""
-    try:
-        return msgspec.json.decode(data, type=form)
-    except msgspec.ValidationError as error:
-        path, message = split_validation_error(error, form)
-        raise Refusal(INVALID_REQUEST, errors=[{"path": path, "message": message}]) from None
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise Refusal(MALFORMED_JSON) from None
 
 
 def text_frame(payload: bytes) -> bytes:

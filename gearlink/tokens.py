@@ -23,7 +23,8 @@ from gearlink import journal
 from gearlink.calls import Jwk, Jwks
 from gearlink.clock import DAY, Clock, Milliseconds, new_id
 from gearlink.errors import NOT_AUTHENTICATED, Refusal
-from gearlink.protocol import AUDIENCE, ISSUER, Id
+from gearlink.protocol import AUDIENCE, ISSUER
+from gearlink.views import Id
 from storage.records import SigningKey
 from storage.store import Store, Transaction
 

@@ -9,24 +9,22 @@ import trio
 from config import limits
 from gearlink.clock import Clock
 from gearlink.journal import logger
+from gearlink.purge import purge
 from gearlink.tokens import Tokens
 from storage.records import (
     Departure,
-    Head,
     Invite,
-    LogEntry,
-    MessageIndex,
-    Purge,
     Record,
     RefreshToken,
     Sent,
     SigningKey,
+    UsernameHold,
     Verification,
 )
-from storage.store import Store, StoreError, Transaction
+from storage.store import Store, StoreError
 
 _log = logger("upkeep")
-EXPIRING: tuple[type[Record], ...] = (Verification, RefreshToken, Invite, Sent, SigningKey, Departure)
+EXPIRING: tuple[type[Record], ...] = (Verification, RefreshToken, Invite, Sent, SigningKey, Departure, UsernameHold)
 
 
 async def run(
@@ -38,7 +36,7 @@ async def run(
         try:
             await tokens.ready()
             await sweep(store, clock)
-            await purge(store)
+            await purge(store, clock)
         except StoreError as trouble:  # no room, or failing: it is tried again, and the store tells the rest
             _log.warning("upkeep.postponed", trouble=trouble)
         await trio.sleep(limits.SWEEP_SECONDS)
@@ -49,23 +47,3 @@ async def sweep(store: Store, clock: Clock) -> None:
     for kind in EXPIRING:
         if swept := await store.sweep(kind, clock.now()):
             _log.info("upkeep.swept", kind=kind.__name__, records=swept)
-
-
-async def purge(store: Store) -> None:
-    """Erases the logs of deleted conversations."""
-    for waiting in await store.scan(Purge, limit=limits.SWEEP_ROWS_PER_STEP):
-        conversation_id = waiting.conversation_id
-
-        async def erase(tx: Transaction, conversation_id: str = conversation_id) -> bool:
-            entries = await tx.scan(LogEntry, conversation_id, limit=limits.SWEEP_ROWS_PER_STEP)
-            for entry in entries:
-                tx.delete(LogEntry, conversation_id, entry.sequence)
-                tx.delete(MessageIndex, entry.event.event_id)
-            if not entries:
-                tx.delete(Head, conversation_id)
-                tx.delete(Purge, conversation_id)
-            return bool(entries)
-
-        while await store.write(erase):
-            pass
-        _log.info("upkeep.purged")

@@ -10,7 +10,6 @@ import hashlib
 import hmac
 import re
 import secrets
-from ipaddress import IPv6Address, ip_address
 from typing import Final
 
 import msgspec
@@ -23,6 +22,8 @@ from gearlink import journal
 from gearlink.calls import VerifyRequested
 from gearlink.clock import Clock, new_id
 from gearlink.errors import INVALID_REQUEST, Refusal
+from gearlink.peers import network_of
+from gearlink.pressure import Load, Pressure
 from gearlink.sms import Code, Provider, SmsQueue, provider_of
 from gearlink.throttle import Throttle
 from storage import records
@@ -64,9 +65,10 @@ class Verification:
         clock: Clock,
         settings: Settings,
         metrics: journal.Metrics,
+        pressure: Pressure,
         provider: Provider | None = None,
     ) -> None:
-        self._store, self._clock = store, clock
+        self._store, self._clock, self._pressure = store, clock, pressure
         self._queue = SmsQueue(provider or provider_of(settings.verification, clock), metrics, self._may_have_code)
         self._seconds = settings.verification.code_minutes * 60
         self.reload(settings)
@@ -87,10 +89,12 @@ class Verification:
     async def request(self, phone_number: str, address: str) -> VerifyRequested:
         """Starts a verification of `phone_number` for somebody at the IP `address`.
 
-        Raises Refusal: `invalid-request` if that is no number, `rate-limited` by address or by number.
+        Raises Refusal: `overloaded` while sign-ups are shed, known or new, since it cannot be told which; `invalid-request`
+        if that is no number, `rate-limited` by address or by number.
         """
+        self._pressure.check(Load.SIGN_UPS)
         number = parse_phone_number(phone_number)
-        self._by_address.check(_network(address))
+        self._by_address.check(network_of(address))
         self._by_number.check(number)
         code = f"{secrets.randbelow(10**limits.VERIFICATION_CODE_DIGITS):0{limits.VERIFICATION_CODE_DIGITS}}"
         salt = secrets.token_bytes(_SALT_BYTES)
@@ -116,7 +120,7 @@ class Verification:
 
     def check_address(self, address: str) -> None:
         """Counts an attempt to confirm. Raises Refusal `rate-limited`; tries are limited per verification besides."""
-        self._tries_by_address.check(_network(address))
+        self._tries_by_address.check(network_of(address))
 
     async def prove(self, tx: Transaction, verification_id: str, code: str) -> str | None:
         """The number that `code` proves, inside a change: the verification is used up if that change is written.
@@ -142,14 +146,3 @@ class Verification:
 
 def _code_hash(salt: bytes, code: str) -> bytes:
     return hmac.digest(salt, code.encode(), hashlib.sha256)
-
-
-def _network(address: str) -> str:
-    """What counts as one address: a host is commonly given a whole IPv6 /64 (RFC 6177) and may use any of it."""
-    try:
-        parsed = ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if not isinstance(parsed, IPv6Address):
-        return str(parsed)
-    return str(parsed.ipv4_mapped or IPv6Address(int(parsed) >> 64 << 64))

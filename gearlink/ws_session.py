@@ -9,6 +9,7 @@ alone. The rules are in the domain: a handler decodes, makes one call and answer
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import trio
@@ -19,9 +20,9 @@ from config import limits
 from gearlink import protocol
 from gearlink.accounts import Actor
 from gearlink.broker import Typing
-from gearlink.catchup import CatchUp
+from gearlink.catchup import resume
 from gearlink.clock import Milliseconds, rfc3339
-from gearlink.conversations import Right, enter
+from gearlink.domain import Domain
 from gearlink.doorway import Doorway
 from gearlink.errors import (
     FLOOD,
@@ -39,8 +40,11 @@ from gearlink.hub import Session
 from gearlink.journal import Metrics, logger
 from gearlink.messages import Accepted
 from gearlink.outbox import Outbox
+from gearlink.pressure import Load
+from gearlink.rights import Right, enter
 from gearlink.streams import GuestStream
 from gearlink.throttle import Throttle
+from gearlink.ws_frames import FRAMES
 from storage.store import StoreBroken, StoreError, StoreFull
 
 _log = logger("websocket")
@@ -50,10 +54,10 @@ _REFUSALS_FORGIVEN_PER_SECOND = 5.0  # of `limits.REFUSED_FLOOD_MAX` rate-limite
 _FRAMES_PER_SECOND = 2000.0  # of any kind, from one socket; over it the socket is read more slowly, nothing is refused
 
 
-async def host(websocket: WebSocketConnection, stream: GuestStream, doorway: Doorway) -> None:
-    """Serves one socket until either side ends it. Raises nothing that belongs to the peer."""
+async def host(websocket: WebSocketConnection, stream: GuestStream, doorway: Doorway, address: str) -> None:
+    """Serves one socket until either side ends it; `address` is as in `Actor`. Raises nothing that belongs to the peer."""
     try:
-        session, first = await _welcome(websocket, stream, doorway)
+        session, first = await _welcome(websocket, stream, doorway, address)
     except ConnectionClosed:
         return
     except Refusal as refusal:
@@ -69,8 +73,7 @@ async def host(websocket: WebSocketConnection, stream: GuestStream, doorway: Doo
     try:
         since = 0
         with suppress(StoreError):  # reading goes on without this, also where there is no room
-            since = await doorway.accounts.connected_at(session.actor)
-            await doorway.accounts.seen(session.actor)
+            since = await doorway.domain.accounts.connected_at(session.actor)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_pump, websocket, session, nursery.cancel_scope, doorway.metrics)
             nursery.start_soon(guest.catch_up, first, since)
@@ -81,7 +84,7 @@ async def host(websocket: WebSocketConnection, stream: GuestStream, doorway: Doo
 
 
 async def _welcome(
-    websocket: WebSocketConnection, stream: GuestStream, doorway: Doorway
+    websocket: WebSocketConnection, stream: GuestStream, doorway: Doorway, address: str
 ) -> tuple[Session, protocol.Auth]:
     """Reads the `auth` frame. Raises Refusal, with `not-authenticated` if it does not come in time."""
     with trio.move_on_after(doorway.auth_seconds) as waiting:
@@ -89,7 +92,7 @@ async def _welcome(
             frame = _decode(await websocket.get_message())
         if not isinstance(frame, protocol.Auth):
             raise Refusal(NOT_AUTHENTICATED, "the first frame has to be `auth`")
-        actor = await doorway.accounts.authenticate(frame.access_token)
+        actor = await doorway.domain.accounts.authenticate(frame.access_token, address)
         outbox = Outbox(stream, doorway.hub.flusher, doorway.outbox_bytes_max)
         session = Session(actor, outbox, stream)
         doorway.hub.enter(session)
@@ -187,19 +190,28 @@ class _Guest:
         self._frames = Throttle("frames", _FRAMES_PER_SECOND, _FRAMES_PER_SECOND, keys_max=1)
         self._typing = Throttle("typing", 5, 10, keys_max=1000)
         self._received = doorway.metrics.websocket_received
-        self._handlers: dict[type[Any], Callable[[Any], Awaitable[None]]] = {
+        handlers: dict[type[Any], Callable[[Any], Awaitable[None]]] = {
             protocol.Send: self._send,
-            protocol.Ack: self._acknowledge,
-            protocol.MarkRead: self._read,
             protocol.TypingStart: self._type,
             protocol.TypingStop: self._type,
+            protocol.WatchPresence: self._watch,
             protocol.Ping: self._ping,
             protocol.Auth: self._renew,
         }
+        for route in FRAMES:
+            if route.handler is not None:
+                handlers[route.form] = partial(route.handler, self)
+        self._handlers = handlers
 
     @property
-    def _actor(self) -> Actor:
+    def actor(self) -> Actor:
+        """Who it is, as the token last said."""
         return self._session.actor
+
+    @property
+    def domain(self) -> Domain:
+        """The rules that handlers call."""
+        return self._doorway.domain
 
     async def listen(self) -> None:
         """Reads frames until the peer leaves or the session ends."""
@@ -244,8 +256,8 @@ class _Guest:
     def answer_auth(self, frame: protocol.Auth) -> None:
         self._session.say(
             protocol.AuthOk(
-                user_id=self._actor.user_id,
-                device_id=self._actor.device_id,
+                user_id=self.actor.user_id,
+                device_id=self.actor.device_id,
                 epoch=self._doorway.store.epoch,
                 heartbeat_seconds=_whole(self._doorway.hub.heartbeat_seconds),
                 server_time=rfc3339(self._doorway.clock.now()),
@@ -256,18 +268,20 @@ class _Guest:
     async def catch_up(self, frame: protocol.Auth, since: Milliseconds) -> None:
         """What was missed. Where the store cannot read it, the session ends and says so: the client comes back."""
         try:
-            await CatchUp(self._doorway, self._session, since).run(frame.epoch, frame.cursors)
+            await resume(self._doorway, self._session, since, frame.epoch, frame.cursors)
+            with suppress(StoreFull):
+                await self.domain.accounts.seen(self.actor)  # not before: what it was not told it is told next time
         except StoreError as trouble:
             _log.error("websocket.storage", trouble=trouble)
             self._session.end(STORAGE_FAILED, retry_after_ms=5000)
 
     async def _renew(self, frame: protocol.Auth) -> None:
         """A fresh token on the open socket, of the same device."""
-        actor = await self._doorway.accounts.authenticate(frame.access_token)
-        if (actor.user_id, actor.device_id) != (self._actor.user_id, self._actor.device_id):
+        actor = await self._doorway.domain.accounts.authenticate(frame.access_token)
+        if (actor.user_id, actor.device_id) != (self.actor.user_id, self.actor.device_id):
             raise Refusal(INVALID_REQUEST, "this token is another device's: open another socket")
-        if actor.expires_at > self._actor.expires_at or actor.session_id != self._actor.session_id:
-            self._session.actor = replace(self._actor, expires_at=actor.expires_at, session_id=actor.session_id)
+        if actor.expires_at > self.actor.expires_at or actor.session_id != self.actor.session_id:
+            self._session.actor = replace(self.actor, expires_at=actor.expires_at, session_id=actor.session_id)
         self.answer_auth(frame)
 
     # --- what clients say --------------------------------------------------------------------------------------------
@@ -292,30 +306,34 @@ class _Guest:
 
         self._waiting += 1
         try:
-            await self._doorway.messages.submit(self._actor, frame.conversation_id, frame, done)
+            await self._doorway.domain.messages.submit(self.actor, frame.conversation_id, frame, done)
         except Refusal:
             self._waiting -= 1
             raise
 
-    async def _acknowledge(self, frame: protocol.Ack) -> None:
-        await self._doorway.receipts.acknowledge(self._actor, frame.conversation_id, frame.sequence_number)
-        self._confirm(frame)
-
-    async def _read(self, frame: protocol.MarkRead) -> None:
-        await self._doorway.receipts.note_read(self._actor, frame.conversation_id, frame.sequence_number)
-        self._confirm(frame)
-
     async def _type(self, frame: protocol.TypingStart | protocol.TypingStop) -> None:
         self._typing.check(frame.conversation_id)
-        await enter(self._doorway.store, self._actor.user_id, frame.conversation_id, Right.SEND)
+        if self._doorway.pressure.sheds(Load.TYPING):  # nobody misses it: what was told before ends by itself
+            self._doorway.pressure.shed(Load.TYPING)
+            self.confirm(frame)
+            return
+        await enter(self._doorway.store, self.actor.user_id, frame.conversation_id, Right.SEND)
         active = isinstance(frame, protocol.TypingStart)
-        self._doorway.broker.publish([Typing(frame.conversation_id, self._actor.user_id, active)])
-        self._confirm(frame)
+        self._doorway.broker.publish([Typing(frame.conversation_id, self.actor.user_id, active)])
+        self.confirm(frame)
+
+    async def _watch(self, frame: protocol.WatchPresence) -> None:
+        await self._doorway.domain.presence.watch(self._session, frame.user_ids)
+        self.confirm(frame)
 
     async def _ping(self, frame: protocol.Ping) -> None:
         self._session.say(protocol.Pong(server_time=rfc3339(self._doorway.clock.now()), ref=frame.ref))
 
-    def _confirm(self, frame: protocol.ClientFrame) -> None:
-        """An `ok` for frames that have no answer of their own, to those who asked for one with a `ref`."""
+    def done(self, frame: protocol.ClientFrame) -> None:
+        """An `ok`: it was done, and is stored."""
+        self._session.say(protocol.Ok(ref=frame.ref))
+
+    def confirm(self, frame: protocol.ClientFrame) -> None:
+        """An `ok` for frames that are only noted, to those who asked for one with a `ref`."""
         if frame.ref is not UNSET:
             self._session.say(protocol.Ok(ref=frame.ref))

@@ -21,7 +21,8 @@ from config import limits
 from storage import migrations
 from storage.engine import Engine, open_engine
 from storage.keys import TABLES, Table, pack
-from storage.records import Appended, Head, LogEntry, Notice, Record
+from storage.notices import Appended, Notice
+from storage.records import Head, LogEntry, Record
 from storage.store import KeyPart, Listener, Outcome, StoreBroken, StoreFull, Transaction
 from storage.transaction import Place, Puts, Settled, WriteTransaction, drive
 
@@ -74,6 +75,7 @@ class EmbeddedStore:
         self._listeners: list[Listener] = []
         self._settled = Settled(engine)
         self._unsynced: dict[str, Head | None] = {}  # logs with entries that could still be lost: the head before them
+        self._rewritten: dict[tuple[str, int], LogEntry] = {}  # earlier entries as they were before the same batch
 
     # --- reads -------------------------------------------------------------------------------------------------------
 
@@ -88,6 +90,8 @@ class EmbeddedStore:
             return record
         if record.conversation_id not in self._unsynced:
             return record
+        if isinstance(record, LogEntry) and (before := self._rewritten.get((record.conversation_id, record.sequence))):
+            return before
         head = self._unsynced[record.conversation_id]
         if isinstance(record, Head):
             return head
@@ -103,7 +107,7 @@ class EmbeddedStore:
         reverse: bool = False,
     ) -> list[R]:
         started = perf_counter()
-        if kind is LogEntry and prefix and str(prefix[0]) in self._unsynced:
+        if issubclass(kind, LogEntry) and prefix and str(prefix[0]) in self._unsynced:
             head = self._unsynced[str(prefix[0])]
             hidden_from = 1 if head is None else head.sequence + 1
             before = hidden_from if before is None else min(int(before), hidden_from)
@@ -116,6 +120,11 @@ class EmbeddedStore:
         return found
 
     # --- writes ------------------------------------------------------------------------------------------------------
+
+    @property
+    def backlog(self) -> int:
+        """The changes that wait for the writer, and the callers who wait for room to queue theirs."""
+        return len(self._queue) + len(self._room)
 
     async def write(self, change: Callable[[Transaction], Awaitable[T]]) -> T:
         finished = trio.Event()
@@ -195,7 +204,7 @@ class EmbeddedStore:
         if batch.rows:
             self._hide(batch.notices)
             await self._engine.commit([(*place, value) for place, value in batch.rows.items()])
-            self._unsynced = {}
+            self._unsynced, self._rewritten = {}, {}
             self._settled.wrote(batch.puts)
             self._observe("commit", perf_counter() - started)
         for (_change, done), result in zip(taken, batch.ended, strict=True):
@@ -233,10 +242,15 @@ class EmbeddedStore:
 
     def _hide(self, notices: Sequence[Notice]) -> None:
         """Before the batch is written: from now on reads show the logs that it appends to as they are now."""
-        heads = TABLES[Head]
         for notice in notices:
-            if isinstance(notice, Appended) and (conversation_id := notice.entry.conversation_id) not in self._unsynced:
-                self._unsynced[conversation_id] = self._settled.get(heads, (heads.name, heads.key(conversation_id)))
+            if not isinstance(notice, Appended):
+                continue
+            if (conversation_id := notice.entry.conversation_id) not in self._unsynced:
+                self._unsynced[conversation_id] = self._settled.find(Head, conversation_id)
+            if notice.subject is not None:
+                place = conversation_id, notice.subject.sequence
+                if place not in self._rewritten and (entry := self._settled.find(LogEntry, *place)) is not None:
+                    self._rewritten[place] = entry
 
     def _tell(self, done: Done, result: Outcome[Any]) -> None:
         try:

@@ -32,7 +32,16 @@ def _first_layout(_engine: Engine, fresh_id: str) -> Iterable[Put]:
     yield (META, EPOCH, fresh_id.encode())
 
 
-STEPS: tuple[Step, ...] = (Step(1, 1, "first layout: tables as in storage.keys, and an epoch", _first_layout),)
+def _nothing(_engine: Engine, _fresh_id: str) -> Iterable[Put]:
+    """What is there stays as it is; new tables are made when the database is opened."""
+    return ()
+
+
+STEPS: tuple[Step, ...] = (
+    Step(1, 1, "first layout: tables as in storage.keys, and an epoch", _first_layout),
+    # A program of format 1 would take the numbers of amendments for lost messages.
+    Step(2, 2, "messages that are edited, deleted, reacted to and scheduled; settings, blocks, links", _nothing),
+)
 FORMAT_NOW = STEPS[-1].number
 
 

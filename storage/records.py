@@ -1,19 +1,29 @@
-"""What is stored: one frozen struct for each kind of record, and the notices that a commit tells the rest of the house.
+"""What is stored: one frozen struct for each kind of record.
 
 Records are written as MessagePack arrays behind a version byte, so a field may be appended with a default and never
-renamed in place, moved or removed without a migration. Ids are UUIDv7 text, times are milliseconds since the epoch.
-`Plain` content can be read by the server; `Sealed` content cannot. They are different types, so that nothing but `Plain`
-can ever reach search or the transcoder. This module knows nothing of keys, engines or rules.
+renamed in place, moved or removed without a migration. Ids are UUIDv7 text, times are milliseconds since the epoch. What
+the log holds is in `storage.events`, what a commit tells the house in `storage.notices`. This module knows nothing of
+keys, engines or rules.
 """
 
-from typing import Literal
-
 import msgspec
+from msgspec import structs
 
-ConversationType = Literal["direct", "group", "channel"]
-Encryption = Literal["server", "e2ee"]
-Role = Literal["owner", "admin", "member"]
-DeviceType = Literal["ios", "android", "web", "desktop", "bot"]
+from storage.events import (
+    AmendingEvent,
+    Audience,
+    ConversationSettings,
+    ConversationType,
+    DeviceType,
+    Encryption,
+    LogEvent,
+    Message,
+    Plain,
+    PollChanged,
+    ReactionChanged,
+    Role,
+    Sealed,
+)
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):
@@ -24,7 +34,11 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Account(Record, frozen=True):
-    """A user. `phone_number` is E.164 and told to nobody but its owner."""
+    """A user. `phone_number` is E.164 and told to nobody but its owner.
+
+    Suspended: nothing is done with or by it, everything is kept. Deleted: gone for everybody, erased at `erase_at`, and
+    until then its owner may take that back. `contact_count` and `block_count` are how many there are, to bound them.
+    """
 
     user_id: str
     phone_number: str
@@ -34,6 +48,17 @@ class Account(Record, frozen=True):
     username: str = ""
     display_name: str = ""
     bio: str = ""
+    avatar_id: str = ""
+    suspended_at: int = 0
+    deleted_at: int = 0
+    erase_at: int = 0
+    contact_count: int = 0
+    block_count: int = 0
+
+    @property
+    def is_active(self) -> bool:
+        """Neither suspended nor deleted."""
+        return not (self.suspended_at or self.deleted_at)
 
 
 class PhoneNumber(Record, frozen=True):
@@ -116,10 +141,65 @@ class SigningKey(Record, frozen=True):
     expires_at: int
 
 
+class UsernameHold(Record, frozen=True):
+    """A username that was given up: until `expires_at` only its last holder may take it, so that nobody poses as them."""
+
+    username: str
+    user_id: str
+    expires_at: int
+
+
+class Privacy(Record, frozen=True):
+    """What a user lets others see and do. Who never changed it has no record."""
+
+    user_id: str
+    read_receipts: bool = True
+    last_seen: Audience = "everyone"
+    add_to_groups: Audience = "everyone"
+    find_by_number: Audience = "everyone"
+    receipts_to_strangers: bool = True
+
+
+class LastSeen(Record, frozen=True):
+    """When the user's last socket was closed. It is all that is ever stored of presence."""
+
+    user_id: str
+    at: int
+
+
+class Contact(Record, frozen=True):
+    """Somebody in a user's address book, under a name of the user's choice ("" for none)."""
+
+    user_id: str
+    contact_id: str
+    nickname: str
+    added_at: int
+    changed_at: int
+
+
+class Block(Record, frozen=True):
+    """`user_id` wants to have nothing to do with `blocked_id`."""
+
+    user_id: str
+    blocked_id: str
+    blocked_at: int
+
+
+class Avatar(Record, frozen=True):
+    """A picture of a user or a conversation, without metadata. Another picture has another id."""
+
+    avatar_id: str
+    owner_id: str
+    mime_type: str
+    data: bytes
+
+
 # --- conversations ---------------------------------------------------------------------------------------------------
 
 
 class Conversation(Record, frozen=True):
+    """`is_blocked`: a direct one, and one of the two has blocked the other. Without settings it has those of its type."""
+
     conversation_id: str
     type: ConversationType
     encryption: Encryption
@@ -130,6 +210,11 @@ class Conversation(Record, frozen=True):
     updated_at: int
     member_count: int
     owner_count: int
+    settings: ConversationSettings | None = None
+    avatar_id: str = ""
+    is_blocked: bool = False
+    request_count: int = 0
+    pin_count: int = 0
 
 
 class DirectPair(Record, frozen=True):
@@ -141,7 +226,12 @@ class DirectPair(Record, frozen=True):
 
 
 class Member(Record, frozen=True):
-    """A user in a conversation, with the read watermark. Events up to `joined_sequence` were before their time."""
+    """A user in a conversation, with the read watermark and what they have set for themselves.
+
+    Events up to `joined_sequence` were before their time. `muted_until` and `pinned_at` are times, 0 for not;
+    `preferences_at` and `hidden_at` say when the settings changed and when a message was last hidden, for devices that
+    were away. `has_written` is kept in direct conversations only.
+    """
 
     conversation_id: str
     user_id: str
@@ -150,6 +240,18 @@ class Member(Record, frozen=True):
     joined_sequence: int
     read_sequence: int = 0
     read_at: int = 0
+    sees_history: bool = False
+    muted_until: int = 0
+    archived: bool = False
+    pinned_at: int = 0
+    preferences_at: int = 0
+    hidden_at: int = 0
+    has_written: bool = False
+
+    @property
+    def horizon(self) -> int:
+        """Events up to this one are not for the member's eyes."""
+        return 0 if self.sees_history else self.joined_sequence
 
 
 class Membership(Record, frozen=True):
@@ -167,6 +269,56 @@ class Departure(Record, frozen=True):
     expires_at: int
 
 
+class Ban(Record, frozen=True):
+    """The user may not come back by any way until somebody lifts this."""
+
+    conversation_id: str
+    user_id: str
+    banned_by: str
+    banned_at: int
+
+
+class JoinLink(Record, frozen=True):
+    """Whoever has the code may join, or ask to; at most `uses_max` times and until `expires_at`, 0 for no end."""
+
+    conversation_id: str
+    link_id: str
+    code: str
+    created_by: str
+    created_at: int
+    expires_at: int
+    uses_max: int
+    uses: int
+    needs_approval: bool
+
+
+class JoinCode(Record, frozen=True):
+    """SHA-256 of a join link's code, to the link."""
+
+    code_hash: bytes
+    conversation_id: str
+    link_id: str
+
+
+class JoinRequest(Record, frozen=True):
+    """Somebody asks to be let in."""
+
+    conversation_id: str
+    user_id: str
+    link_id: str
+    requested_at: int
+
+
+class Draft(Record, frozen=True):
+    """What a user has begun to write in a conversation, for their other devices. Without content: given up."""
+
+    user_id: str
+    conversation_id: str
+    content: Plain | Sealed | None
+    reply_to_id: str
+    updated_at: int
+
+
 class Delivery(Record, frozen=True):
     """The delivered watermark of one device in one conversation."""
 
@@ -177,61 +329,7 @@ class Delivery(Record, frozen=True):
     delivered_at: int
 
 
-# --- the log ---------------------------------------------------------------------------------------------------------
-
-
-class Plain(msgspec.Struct, frozen=True, array_like=True, tag="p"):
-    """Content that the server may read, index and transcode."""
-
-    text: str
-
-
-class Sealed(msgspec.Struct, frozen=True, array_like=True, tag="s"):
-    """Ciphertext. The server stores it and hands it on, and can do nothing else with it."""
-
-    scheme: str
-    body: bytes
-
-
-class Event(msgspec.Struct, frozen=True, array_like=True):
-    """Base of what the log holds. `event_id` is the message id for messages; `actor_id` caused it."""
-
-    event_id: str
-    actor_id: str
-    at: int
-
-
-class Message(Event, frozen=True, tag="m"):
-    """`temp_id` is the sender's own name for it and is told to nobody else."""
-
-    device_id: str
-    kind: str
-    content: Plain | Sealed | None
-    temp_id: str
-    reply_to_id: str = ""
-    mentions: tuple[str, ...] = ()
-
-
-class MemberJoined(Event, frozen=True, tag="j"):
-    user_id: str
-    role: Role
-
-
-class MemberLeft(Event, frozen=True, tag="l"):
-    user_id: str
-
-
-class MemberChanged(Event, frozen=True, tag="c"):
-    user_id: str
-    role: Role
-
-
-class ConversationUpdated(Event, frozen=True, tag="u"):
-    name: str
-    description: str
-
-
-LogEvent = Message | MemberJoined | MemberLeft | MemberChanged | ConversationUpdated
+# --- the log -------------------------------------------------------------------------------------------------------
 
 
 class LogEntry(Record, frozen=True):
@@ -242,6 +340,10 @@ class LogEntry(Record, frozen=True):
     event: LogEvent
 
 
+class Amendment(LogEntry, frozen=True):
+    """An event that amends an earlier message: told on sockets like any other, but no item of the history."""
+
+
 class Head(Record, frozen=True):
     """How far a conversation's log goes. `message_sequence` is its newest message, 0 if there is none."""
 
@@ -249,6 +351,20 @@ class Head(Record, frozen=True):
     sequence: int
     message_sequence: int
     active_at: int
+
+
+def following(head: Head | None, conversation_id: str, event: LogEvent) -> tuple[LogEntry, Head]:
+    """`event` as the entry that comes next in a log that goes as far as `head`, and how far it goes with it.
+
+    What amends an earlier message is no activity that moves a conversation up in a list.
+    """
+    head = head or Head(conversation_id, 0, 0, 0)
+    sequence = head.sequence + 1
+    if isinstance(event, Message):  # asked first: most are, and to be none of six others costs more
+        return LogEntry(conversation_id, sequence, event), Head(conversation_id, sequence, sequence, event.at)
+    if isinstance(event, AmendingEvent):
+        return Amendment(conversation_id, sequence, event), structs.replace(head, sequence=sequence)
+    return LogEntry(conversation_id, sequence, event), Head(conversation_id, sequence, head.message_sequence, event.at)
 
 
 class MessageIndex(Record, frozen=True):
@@ -275,68 +391,156 @@ class Sent(Record, frozen=True):
     expires_at: int
 
 
-# --- notices ---------------------------------------------------------------------------------------------------------
+# --- what hangs on messages ------------------------------------------------------------------------------------------
 
 
-class Appended(msgspec.Struct, frozen=True, tag=True):
-    """An entry is in the log and synced."""
+class Revision(Record, frozen=True):
+    """What a message said before its edit number `number` (from 1)."""
 
-    entry: LogEntry
-
-
-class Admitted(msgspec.Struct, frozen=True, tag=True):
-    """`newcomers` are in the conversation from now on; `members` are all of them where they are few, else empty."""
-
-    conversation: Conversation
-    newcomers: tuple[Member, ...]
-    members: tuple[Member, ...]
-    sequence: int
+    message_id: str
+    number: int
+    content: Plain | Sealed
+    written_at: int
 
 
-class ConversationDeleted(msgspec.Struct, frozen=True, tag=True):
-    conversation_id: str
-    member_ids: tuple[str, ...]
-
-
-class SessionEnded(msgspec.Struct, frozen=True, tag=True):
-    """Sockets of this device whose session is not `live_session_id` have to close."""
-
+class Reaction(Record, frozen=True):
+    message_id: str
     user_id: str
-    device_id: str
-    live_session_id: str = ""
-
-
-class DeviceAdded(msgspec.Struct, frozen=True, tag=True):
-    user_id: str
-    device_id: str
-
-
-class DeviceRemoved(msgspec.Struct, frozen=True, tag=True):
-    user_id: str
-    device_id: str
-
-
-class Mark(msgspec.Struct, frozen=True, array_like=True):
-    """Up to `sequence`, on account of this device of the user."""
-
-    user_id: str
-    device_id: str
-    sequence: int
+    emoji: str
     at: int
 
 
-class Delivered(msgspec.Struct, frozen=True, tag=True):
-    """Delivered watermarks that moved."""
+class Vote(Record, frozen=True):
+    """The options (from 0) that a user chose in a poll."""
+
+    message_id: str
+    user_id: str
+    options: tuple[int, ...]
+    at: int
+
+
+class Untold(Record, frozen=True):
+    """Changes of a message that are stored and not yet in the log, because there was a storm of them: the newest of
+    each kind."""
+
+    message_id: str
+    events: tuple[ReactionChanged | PollChanged, ...]
+    conversation_id: str
+
+
+class Pin(Record, frozen=True):
+    conversation_id: str
+    sequence: int
+    message_id: str
+    pinned_by: str
+    pinned_at: int
+
+
+class Thread(Record, frozen=True):
+    """A message with replies. `last_sequence` is the newest reply, 0 if all are gone."""
 
     conversation_id: str
-    marks: tuple[Mark, ...]
+    root_sequence: int
+    thread_id: str
+    reply_count: int
+    last_sequence: int
 
 
-class Read(msgspec.Struct, frozen=True, tag=True):
-    """Read watermarks that moved."""
+class ThreadReply(Record, frozen=True):
+    thread_id: str
+    sequence: int
+    sender_id: str
+
+
+class ThreadRead(Record, frozen=True):
+    """How far a user has read a thread; what they read of the conversation counts as well."""
+
+    thread_id: str
+    user_id: str
+    sequence: int
+
+
+class Mention(Record, frozen=True):
+    """The message names this user; `user_id` is the conversation's id where it names everybody.
+
+    `expires_at` is the message's: a count need not look at it.
+    """
 
     conversation_id: str
-    marks: tuple[Mark, ...]
+    user_id: str
+    sequence: int
+    sender_id: str
+    expires_at: int = 0
 
 
-Notice = Appended | Admitted | ConversationDeleted | SessionEnded | DeviceAdded | DeviceRemoved | Delivered | Read
+class Hidden(Record, frozen=True):
+    """A user has deleted this message for themselves alone."""
+
+    conversation_id: str
+    user_id: str
+    sequence: int
+    message_id: str
+    hidden_at: int
+
+
+class Scheduled(Record, frozen=True):
+    """A message that goes out at `send_at`. `trouble` is the code of the refusal, if it could not."""
+
+    user_id: str
+    scheduled_id: str
+    conversation_id: str
+    device_id: str
+    send_at: int
+    created_at: int
+    form: bytes
+    trouble: str = ""
+
+
+class Due(Record, frozen=True):
+    """Something has to happen at `at`: `what` says what, to the thing with this id and number, of `owner_id`."""
+
+    at: int
+    what: str
+    subject_id: str
+    number: int
+    owner_id: str = ""
+
+
+# --- keys of devices -------------------------------------------------------------------------------------------------
+
+
+class SignedPreKey(msgspec.Struct, frozen=True, array_like=True):
+    """An X25519 public key and its signature by the device's identity key."""
+
+    key_id: int
+    public_key: bytes
+    signature: bytes
+
+
+class DeviceKeys(Record, frozen=True):
+    """The public keys of a device, but for its one-time pre-keys: of those, how many there are, how far its uploads
+    went, and how far they were handed out, as key ids.
+
+    Under another `epoch` than the store's the one-time pre-keys may have been handed out since, and are void.
+    """
+
+    user_id: str
+    device_id: str
+    identity_key: bytes
+    signed_pre_key: SignedPreKey
+    last_resort_pre_key: SignedPreKey
+    published_at: int
+    epoch: str
+    one_time_count: int
+    uploaded_key_id: int
+    handed_out_key_id: int = 0
+    identity_changed_at: int = 0
+
+
+class OneTimePreKey(Record, frozen=True):
+    """A public key that is handed out once. Ids only grow, so their order is that of the uploads."""
+
+    user_id: str
+    device_id: str
+    key_id: int
+    public_key: bytes

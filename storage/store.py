@@ -16,7 +16,9 @@ Log sequence numbers start at 1 and have no gaps. The seam knows nothing of user
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
-from storage.records import LogEvent, Notice, Record
+from storage.events import LogEvent
+from storage.notices import Notice
+from storage.records import LogEntry, Record
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
@@ -87,8 +89,12 @@ class Transaction(Reads, Protocol):
 
     def delete(self, kind: type[Record], *key: KeyPart) -> None: ...
 
-    async def append(self, conversation_id: str, event: LogEvent) -> int:
-        """Puts `event` at the end of the conversation's log, announces it, and returns its sequence number."""
+    async def append(self, conversation_id: str, event: LogEvent, subject: LogEntry | None = None) -> int:
+        """Puts `event` at the end of the conversation's log, announces it, and returns its sequence number.
+
+        `subject` is the message that it is about, announced along with it: for an `AboutMessage` as it is from now on,
+        and then written as well; for a message the one that it replies to.
+        """
 
     def announce(self, notice: Notice) -> None:
         """Tells every listener once this change is durable."""

@@ -9,8 +9,10 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from storage.engine import Engine
+from storage.events import AboutMessage, LogEvent
 from storage.keys import TABLES, Table
-from storage.records import Appended, Conversation, Head, LogEntry, LogEvent, Member, Message, Notice, Record
+from storage.notices import Appended, Notice
+from storage.records import Conversation, Head, LogEntry, Member, Record, following
 from storage.store import KeyPart
 
 R = TypeVar("R", bound=Record)
@@ -68,6 +70,11 @@ class Settled:
             record = table.unpack(value)
             self._remember(place, record)
         return record
+
+    def find(self, kind: type[R], *key: KeyPart) -> R | None:
+        """The record with this whole key as it is in the database, or None."""
+        table = TABLES[kind]
+        return self.get(table, (table.name, table.key(*key)))  # type: ignore[no-any-return]
 
     def wrote(self, puts: Puts) -> None:
         """`puts` are in the database from now on."""
@@ -130,15 +137,14 @@ class WriteTransaction:
         table = TABLES[kind]
         self.puts.put((table.name, table.key(*key)), None)
 
-    async def append(self, conversation_id: str, event: LogEvent) -> int:
-        head = await self.get(Head, conversation_id) or Head(conversation_id, 0, 0, 0)
-        sequence = head.sequence + 1
-        entry = LogEntry(conversation_id, sequence, event)
-        message_sequence = sequence if isinstance(event, Message) else head.message_sequence
+    async def append(self, conversation_id: str, event: LogEvent, subject: LogEntry | None = None) -> int:
+        entry, head = following(await self.get(Head, conversation_id), conversation_id, event)
         self.put(entry)
-        self.put(Head(conversation_id, sequence, message_sequence, event.at))
-        self.notices.append(Appended(entry))
-        return sequence
+        self.put(head)
+        if subject is not None and isinstance(event, AboutMessage):
+            self.put(subject)
+        self.announce(Appended(entry, subject))
+        return entry.sequence
 
     def announce(self, notice: Notice) -> None:
         self.notices.append(notice)

@@ -3,7 +3,8 @@
 from collections.abc import Awaitable, Callable
 
 from gearlink.clock import new_id
-from storage.records import Message, Plain, Record
+from storage.events import Message, Plain
+from storage.records import Record
 from storage.store import Transaction
 
 # The same in every process: a child may write what its parent reads.

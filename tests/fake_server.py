@@ -20,7 +20,7 @@ import trio
 import trio.testing
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
-from gearlink import protocol
+from gearlink import protocol, views
 from gearlink.clock import new_id
 from gearlink.sdk import Options
 
@@ -87,7 +87,7 @@ class FakeServer:
         self.access_seconds = 900
         self.users: dict[str, dict[str, Any]] = {}
         self.conversations: dict[str, dict[str, Any]] = {}
-        self.logs: dict[str, list[protocol.MessageView]] = {}
+        self.logs: dict[str, list[views.MessageView]] = {}
         self.watermarks: dict[tuple[str, str], int] = {}
         self.devices: dict[str, str] = {}
         self.access: dict[str, str] = {}
@@ -131,22 +131,22 @@ class FakeServer:
 
     def append(
         self, conversation_id: str, sender_id: str, text: str, device_id: str | None = None, temp_id: str | None = None
-    ) -> protocol.MessageView:
+    ) -> views.MessageView:
         log = self.logs[conversation_id]
-        message = protocol.MessageView(
+        message = views.MessageView(
             id=new_id(), conversation_id=conversation_id, sender_id=sender_id, sender_device_id=device_id, kind="text",
             content=text, sequence_number=len(log) + 1, created_at=AT, temp_id=temp_id or msgspec.UNSET,
         )  # fmt: skip
         log.append(message)
         return message
 
-    async def post(self, conversation_id: str, sender_id: str, text: str) -> protocol.MessageView:
+    async def post(self, conversation_id: str, sender_id: str, text: str) -> views.MessageView:
         """Somebody writes something, and every socket of the members is told."""
         message = self.append(conversation_id, sender_id, text)
         await self.tell(message, but_device=None)
         return message
 
-    async def tell(self, message: protocol.MessageView, but_device: str | None) -> None:
+    async def tell(self, message: views.MessageView, but_device: str | None) -> None:
         if message.sequence_number in self.faults.skip_live:
             return
         frame = protocol.MessageNew(message=message)
@@ -272,9 +272,7 @@ class FakeServer:
             return
         key = (socket.device_id, frame.conversation_id, frame.temp_id)
         if (ack := self.stored.get(key)) is None:
-            message = self.append(
-                frame.conversation_id, socket.user_id, frame.content, socket.device_id, frame.temp_id
-            )
+            message = self.append(frame.conversation_id, socket.user_id, frame.content, socket.device_id, frame.temp_id)
             ack = self.stored[key] = protocol.SendAck(
                 temp_id=frame.temp_id, message_id=message.id, conversation_id=frame.conversation_id,
                 sequence_number=message.sequence_number, created_at=AT,
@@ -359,6 +357,8 @@ class FakeServer:
             case "GET", ["devices"]:
                 own = [each for each, user_id in self.devices.items() if user_id == me["id"]]
                 return page([self._device(each, device_id) for each in own])
+            case "GET", ["drafts"]:
+                return page([])
             case "GET", ["users", "me"]:
                 return httpx.Response(200, json=me)
             case "PATCH", ["users", "me"]:
@@ -384,9 +384,7 @@ class FakeServer:
                 return page([{"userId": me["id"], "status": "SENT"}] if message_id else [])
         return problem(404, "not-found", "There is no such thing")
 
-    def _conversations(
-        self, request: httpx.Request, rest: list[str], body: dict[str, Any], me: str
-    ) -> httpx.Response:
+    def _conversations(self, request: httpx.Request, rest: list[str], body: dict[str, Any], me: str) -> httpx.Response:
         mine = [key for key, each in self.conversations.items() if me in each["members"]]
         if not rest:
             if request.method == "GET":

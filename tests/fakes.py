@@ -15,8 +15,10 @@ import trio
 
 from gearlink.clock import Clock, new_id
 from gearlink.sms import Code, NotSent, Send
+from storage.events import AboutMessage, LogEvent
 from storage.keys import TABLES
-from storage.records import Appended, Head, LogEntry, LogEvent, Message, Notice, Record
+from storage.notices import Appended, Notice
+from storage.records import Head, LogEntry, Record, following
 from storage.store import KeyPart, Listener, Outcome
 from storage.transaction import drive
 
@@ -179,15 +181,14 @@ class FakeTransaction:
     def delete(self, kind: type[Record], *key: KeyPart) -> None:
         self.changed.setdefault(kind, {})[TABLES[kind].key(*key)] = None
 
-    async def append(self, conversation_id: str, event: LogEvent) -> int:
-        head = await self.get(Head, conversation_id) or Head(conversation_id, 0, 0, 0)
-        sequence = head.sequence + 1
-        message_sequence = sequence if isinstance(event, Message) else head.message_sequence
-        entry = LogEntry(conversation_id, sequence, event)
+    async def append(self, conversation_id: str, event: LogEvent, subject: LogEntry | None = None) -> int:
+        entry, head = following(await self.get(Head, conversation_id), conversation_id, event)
         self.put(entry)
-        self.put(Head(conversation_id, sequence, message_sequence, event.at))
-        self.announce(Appended(entry))
-        return sequence
+        self.put(head)
+        if subject is not None and isinstance(event, AboutMessage):
+            self.put(subject)
+        self.announce(Appended(entry, subject))
+        return entry.sequence
 
     def announce(self, notice: Notice) -> None:
         self.notices.append(notice)

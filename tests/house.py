@@ -23,6 +23,7 @@ from config.load import load
 from gearlink import app, journal
 from gearlink.clock import Clock
 from gearlink.sms import Code
+from tests import traffic
 
 SECRETS = re.compile(r"[+]1555|eyJ[\w-]{10}|canary", re.IGNORECASE)  # what no log line and no metric may hold
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # made once: httpx would load every root certificate for each client
@@ -150,9 +151,12 @@ class Wire:
     def __init__(self, socket: WebSocketConnection) -> None:
         self.socket = socket
         self.missed: list[dict[str, Any]] = []
+        self._talk = traffic.Talk()
 
     async def say(self, type: str, **fields: Any) -> None:
-        await self.socket.send_message(json.dumps({"type": type, **fields}))
+        frame = {"type": type, **fields}
+        self._talk.said(frame)
+        await self.socket.send_message(json.dumps(frame))
 
     async def say_raw(self, data: str | bytes) -> None:
         await self.socket.send_message(data)
@@ -160,7 +164,8 @@ class Wire:
     async def hear_any(self) -> dict[str, Any]:
         with trio.fail_after(SECONDS_MAX):
             frame: dict[str, Any] = json.loads(await self.socket.get_message())
-            return frame
+        self._talk.heard(frame)
+        return frame
 
     async def hear(self, type: str) -> dict[str, Any]:
         """The next frame, which has to be of this type."""
@@ -214,23 +219,27 @@ async def open_wire(house: House) -> AsyncIterator[Wire]:
 
 @asynccontextmanager
 async def open_house(
-    data: Path, *, clock: Clock | None = None, errors: bool = False, **overrides: str
+    data: Path, *, clock: Clock | None = None, errors: bool = False, measures_load: bool = False, **overrides: str
 ) -> AsyncIterator[House]:
     """The server in this process; `overrides` are settings as `section__key="text"`. It is closed in order at the end.
 
-    The end is part of every test: no connection may have crashed, no log line may hold a secret or, unless the test
-    makes `errors`, tell of one.
+    It sheds nothing, however busy the machine is, unless it `measures_load` or the test tells its `app.pressure`.
+
+    The end is part of every test: no connection may have crashed, no answer may be other than OpenAPI says, no log line
+    may hold a secret or, unless the test makes `errors`, tell of one.
     """
-    house = House()
+    house, complaints = House(), list[str]()
     given = {key.replace("__", "."): text for key, text in overrides.items()}
     settings = load(None, {}, {**NO_LIMITS, "storage.data": str(data), "server.listen": "127.0.0.1:0", **given})
 
     async def serve(task_status: trio.TaskStatus[app.House]) -> None:
-        await app.serve(settings, clock=clock, sms=house.sms, task_status=task_status)
+        await app.serve(settings, clock=clock, sms=house.sms, measures_load=measures_load, task_status=task_status)
 
     with journal_lines() as lines:
         async with trio.open_nursery() as nursery:
             house.app = await nursery.start(serve)
+            pipeline = house.app.http.pipeline
+            pipeline.serve = traffic.Pipeline(pipeline.serve, complaints)  # type: ignore[method-assign]
             try:
                 async with house.at_end:
                     yield house
@@ -239,6 +248,7 @@ async def open_house(
         crashes = house.app.metrics.registry.get_sample_value("connection_crashes_total")
         figures = generate_latest(house.app.metrics.registry).decode()
     log = lines.getvalue().decode()
+    assert not complaints, "\n".join(complaints)
     assert crashes == 0 and (errors or '"level":"error"' not in log), log
     assert not SECRETS.search(log), log
     assert not SECRETS.search(figures), figures

@@ -12,9 +12,13 @@ from gearlink import journal
 from gearlink.accounts import Accounts, Actor
 from gearlink.calls import DeviceForm, SignedIn, TokenPair, VerifyConfirm
 from gearlink.errors import Refusal
+from gearlink.people import People
+from gearlink.pressure import Pressure
+from gearlink.profiles import Profiles
+from gearlink.standing import Standing
 from gearlink.tokens import Tokens
 from gearlink.verification import Verification
-from storage.records import Notice
+from storage.notices import Notice
 from storage.store import Transaction
 from tests.fakes import FakeClock, FakeSms, FakeStore
 
@@ -27,20 +31,27 @@ class House:
     """Accounts with everything below them; codes are read from the fake phone."""
 
     def __init__(self, **changes: Any) -> None:
-        values = {"limits.verifications_per_hour": 0} | {key.replace("__", "."): value for key, value in changes.items()}
+        values = {"limits.verifications_per_hour": 0} | {
+            key.replace("__", "."): value for key, value in changes.items()
+        }
         self.settings = with_values(Settings(), values)
         self.store, self.clock, self.sms, self.metrics = FakeStore(), FakeClock(), FakeSms(), journal.Metrics()
         self.tokens = Tokens(self.store, self.clock, self.settings)
-        self.verification = Verification(self.store, self.clock, self.settings, self.metrics, self.sms.open)
-        self.accounts = Accounts(
-            self.store, self.clock, self.settings, self.metrics, self.tokens, self.verification
+        self.pressure = Pressure(self.metrics, lambda: 0)
+        self.verification = Verification(
+            self.store, self.clock, self.settings, self.metrics, self.pressure, self.sms.open
         )
+        self.accounts = Accounts(self.store, self.clock, self.settings, self.metrics, self.tokens, self.verification)
+        self.profiles = Profiles(self.store, self.clock, self.settings)
+        self.people = People(self.store, self.clock)
+        self.standing = Standing(self.store, self.clock, self.metrics)
 
     def set(self, **changes: Any) -> None:
         """What a reload of the settings does."""
         self.settings = with_values(self.settings, {key.replace("__", "."): value for key, value in changes.items()})
         self.verification.reload(self.settings)
         self.accounts.reload(self.settings)
+        self.profiles.reload(self.settings)
 
     async def proof(self, number: str, device: DeviceForm = PHONE, invite: str | None = None) -> VerifyConfirm:
         """A form with the right code. The code is taken from where the provider would get it, sent or not."""

@@ -13,7 +13,8 @@ from gearlink.calls import DeviceForm, VerifyConfirm
 from gearlink.clock import new_id
 from gearlink.errors import Refusal
 from gearlink.verification import phone_hash
-from storage.records import Account, Device, DeviceAdded, Invite, PhoneNumber
+from storage.notices import DeviceAdded
+from storage.records import Account, Device, Invite, PhoneNumber
 from storage.store import StoreFull
 from tests.people import ADDRESS, ALICE, BOB, CAROL, House, refused, with_wrong_code
 

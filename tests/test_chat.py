@@ -4,13 +4,16 @@ import io
 import json
 import os
 import stat
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import httpx
 import pytest
 import trio
 
 from gearlink import chat, protocol
+from gearlink.chat import desk
 from gearlink.errors import ExitStatus
 from gearlink.terminal import LINE_BYTES_MAX, Terminal, harmless, read_lines
 from tests.fake_server import ADDRESS, CODE, FakeServer, problem
@@ -28,12 +31,14 @@ class Screen:
         if not interactive:
             self.type.close()
         self.out, self.errors = io.StringIO(), io.StringIO()
+        self.log = io.StringIO()  # both, as they came
         self.terminal = Terminal(self._read(given), self.out, self.errors, interactive=interactive)
         self._changed = trio.lowlevel.ParkingLot()
         self.terminal._write = self._write  # type: ignore[method-assign]
 
     def _write(self, where: io.StringIO, line: str) -> None:
         where.write(line + "\n")
+        self.log.write(line + "\n")
         self._changed.unpark_all()
 
     async def _read(self, given: trio.MemoryReceiveChannel[str]) -> AsyncIterator[str]:
@@ -48,6 +53,8 @@ class Screen:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
     return tmp_path / "gearlink"
 
 
@@ -199,6 +206,36 @@ async def test_refused_line_of_a_person_is_told_and_the_next_one_goes(server: Fa
     assert screen.errors.getvalue().startswith("-- not sent: ")
 
 
+async def test_person_whose_command_finds_no_server_is_told_and_goes_on(server: FakeServer) -> None:
+    conversation, _bob = await signed_up_with_bob(server)
+    screen = Screen(interactive=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, server, screen, "to", conversation)
+        await server.until(lambda: server.sockets)
+        server.faults.answers.append(httpx.ConnectError("gone"))
+        await screen.type.send("/pins")
+        await screen.until("-- cannot reach")
+        await screen.type.send("still here")
+        await screen.until("✓ sent #1")
+        screen.type.close()
+
+
+async def test_a_mention_waits_for_a_server_that_is_away(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk, "ASK_AGAIN_SECONDS", 0)
+    conversation, bob = await signed_up_with_bob(server)
+    screen = Screen(interactive=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, server, screen, "to", conversation)
+        await screen.type.send("hi")
+        await screen.until("✓ sent #1")
+        server.faults.answers.append(httpx.ConnectError("gone"))
+        await screen.type.send("@bob come, or mail bob@bob.test")
+        await screen.type.send("mail bob@bob.test")
+        screen.type.close()
+    assert not server.faults.answers
+    assert [frame.mentions for frame in server.heard_of(protocol.Send)] == [None, [bob], None]
+
+
 async def test_past_is_shown_once_and_live_messages_and_marks_follow(server: FakeServer, nursery: trio.Nursery) -> None:
     conversation, bob = await signed_up_with_bob(server)
     for text in ("first", "second", "third"):
@@ -218,12 +255,12 @@ async def test_past_is_shown_once_and_live_messages_and_marks_follow(server: Fak
     await server.until(lambda: 5 in [frame.sequence_number for frame in server.heard_of(protocol.MarkRead)])
     screen.type.close()
     assert screen.out.getvalue().splitlines() == [
-        "2026-01-31 12:00 Bob (@bob): second",
-        "2026-01-31 12:00 Bob (@bob): third",
+        "#2 2026-01-31 12:00 Bob (@bob): second",
+        "#3 2026-01-31 12:00 Bob (@bob): third",
         "    ✓ sent #4",
         "    ✓✓ delivered to Bob (@bob) #4",
         "    ✓✓ read by Bob (@bob) #4",
-        "2026-01-31 12:00 Bob (@bob): hello",
+        "#5 2026-01-31 12:00 Bob (@bob): hello",
     ]
 
 
@@ -279,7 +316,7 @@ async def test_list_profile_and_devices_show_what_there_is(server: FakeServer) -
     conversation, bob = await signed_up_with_bob(server)
     server.append(conversation, bob, "hello")
     expected: dict[str, Callable[[str], bool]] = {
-        "list": lambda shown: f"{conversation}  Bob (@bob)\n    2026-01-31 12:00 Bob (@bob): hello\n" == shown,
+        "list": lambda shown: f"{conversation}  Bob (@bob)\n    #1 2026-01-31 12:00 Bob (@bob): hello\n" == shown,
         "profile": lambda shown: f"phone:    {ANN}" in shown,
         "devices": lambda shown: shown.startswith("* "),
     }

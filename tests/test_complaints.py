@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config import limits
-from gearlink import calls, protocol
+from gearlink import calls, complaints, protocol, views
 from gearlink.errors import INVALID_REQUEST, Refusal
 from gearlink.http_api.pipeline import decode_query
 from gearlink.http_api.table import PageQuery
@@ -26,7 +26,7 @@ def told(form: Any, value: Any) -> tuple[str, str]:
         if form is None:
             protocol.decode_client(data)
         else:
-            protocol.decode_body(data, form)
+            complaints.decode_body(data, form)
     assert caught.value.entry is INVALID_REQUEST and caught.value.errors is not None
     [error] = caught.value.errors
     return error["path"], error["message"]
@@ -66,7 +66,13 @@ def told(form: Any, value: Any) -> tuple[str, str]:
         (None, AUTH | {"cursors": {ID: -1}}, "cursors", "at least 0"),
         (None, AUTH | {"cursors": []}, "cursors", "expected an object or null, got a list"),
         (None, {"type": "auth"}, "accessToken", "required"),
-        (None, SEND | {"kind": "image"}, "kind", "not text"),
+        (
+            None,
+            SEND | {"kind": "system"},
+            "kind",
+            "not one of text, image, video, audio, voice, file, location, contact, poll",
+        ),
+        (None, SEND | {"replyToId": "q"}, "replyToId", "not an id"),
         (None, SEND | {"mentions": [ID, "q"]}, "mentions[1]", "not an id"),
         (None, {"type": "ping", "ref": "x" * 129}, "ref", "length at most 128"),
     ],
@@ -93,7 +99,7 @@ def test_a_query_is_complained_of_like_a_body(query: bytes, path: str, message: 
 FORMS = [
     form
     for form in vars(calls).values()
-    if isinstance(form, type) and issubclass(form, protocol.Request) and form is not protocol.Request
+    if isinstance(form, type) and issubclass(form, views.Request) and form is not views.Request
 ]
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=40).map("canary{}".format)
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner))
@@ -104,7 +110,7 @@ def test_no_complaint_repeats_a_value_or_speaks_of_our_insides(form: type[msgspe
     names = [each.encode_name for each in msgspec.structs.fields(form)]
     value = data.draw(st.dictionaries(st.sampled_from(names), VALUES))
     try:
-        protocol.decode_body(msgspec.json.encode(value), form)
+        complaints.decode_body(msgspec.json.encode(value), form)
     except Refusal as refusal:
         [error] = refusal.errors or []
         assert len(error["message"]) <= 256 and len(error["path"]) <= 256

@@ -15,21 +15,24 @@ import msgspec
 import pytest
 
 from config.settings import KNOBS, SECTIONS
-from gearlink import chat, cli, errors, protocol
+from gearlink import chat, cli, errors, protocol, views
 from gearlink.http_api.routes import ROUTES
 from gearlink.journal import Metrics
+from gearlink.rights import Right
+from gearlink.ws_frames import FRAMES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
+WEBSOCKET = (ROOT / "docs" / "websocket.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 FILES = (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))
 PAGES = {path.relative_to(ROOT): path.read_text(encoding="utf-8") for path in FILES}
 
 RESERVED = PROTOCOL.partition("## Reserved for later releases")[2]
-SERVED = PROTOCOL.partition("## Reserved for later releases")[0]
+SERVED = PROTOCOL.partition("## Reserved for later releases")[0] + WEBSOCKET
 
 
 def rows(page: str, heading: str) -> dict[str, list[str]]:
@@ -177,7 +180,7 @@ def test_the_table_of_errors_is_the_catalogue() -> None:
 
 
 def test_every_close_code_of_the_catalogue_is_explained() -> None:
-    found = rows(PROTOCOL, "## Close codes")
+    found = rows(WEBSOCKET, "## Close codes")
     for entry in errors.CATALOGUE.values():
         if entry.close:
             assert f"`{entry.code}`" in found[str(entry.close)][1], entry.code
@@ -185,13 +188,40 @@ def test_every_close_code_of_the_catalogue_is_explained() -> None:
 
 @pytest.mark.parametrize("kind", [protocol.AnyClientFrame, protocol.AnyServerFrame])
 def test_every_frame_is_documented_with_all_its_fields(kind: object) -> None:
-    section = SERVED.partition("\n## WebSocket\n")[2].partition("\n## Catching up")[0]
+    section = WEBSOCKET.partition("\n## WebSocket\n")[2].partition("\n## Catching up")[0]
     for form in get_args(kind):
         lines = [line for line in section.splitlines() if f"`{form.__struct_config__.tag}`" in line]
         assert lines, form.__struct_config__.tag
         for each in msgspec.structs.fields(form):
             told = each.encode_name == "ref" or any(f"`{each.encode_name}" in line for line in lines)
             assert told, f"{form.__struct_config__.tag}: {each.encode_name}"
+
+
+def test_every_frame_that_needs_more_than_to_read_is_named_with_its_right() -> None:
+    told = re.findall(r"((?:`[a-z:]+`(?:, | and )?)+)\sneed\sthe\s+right\sto\s(\w+)", WEBSOCKET)
+    told += re.findall(r"((?:`[a-z:]+`(?:,\s|\sand\s)?)+)\sto\s(pin|react)", WEBSOCKET)
+    found = {frame: right.upper() for frames, right in told for frame in re.findall("`([^`]+)`", frames)}
+    assert found == {each.type: each.right.name for each in FRAMES if each.right not in (None, Right.READ)}
+
+
+OBJECTS = [
+    form
+    for form in vars(views).values()
+    if isinstance(form, type) and issubclass(form, views.Answer) and form not in (views.Answer, views.Page, views.Problem)
+    and form not in (views.JoinAnswer, views.ThreadPage)  # told in the rows of their calls, like those of `calls`
+]  # fmt: skip
+NAMES: dict[type, str] = {
+    views.JoinLinkView: "Link", views.JoinRequestView: "Request", views.LinkPreview: "Preview", views.PollOption: "Poll",
+}  # fmt: skip
+"""Objects that the documents call by a shorter name."""
+
+
+def answered(kind: object) -> list[str]:
+    """The fields of an answer that is no object by itself; those that it has from one are told there."""
+    if not isinstance(kind, type) or not issubclass(kind, msgspec.Struct) or kind in OBJECTS:
+        return []
+    inherited = {each.name for base in kind.__mro__ if base in OBJECTS for each in msgspec.structs.fields(base)}
+    return [each.encode_name for each in msgspec.structs.fields(kind) if each.name not in inherited]
 
 
 def test_every_call_is_documented_with_all_its_fields() -> None:
@@ -204,8 +234,10 @@ def test_every_call_is_documented_with_all_its_fields() -> None:
         for form in (route.body, route.query):
             for each in msgspec.structs.fields(form) if form is not None else ():
                 assert re.search(rf"\b{each.encode_name}\b", row), f"{route.method} {route.path}: {each.encode_name}"
-        for status in route.answers:
+        for status, kind in route.answers.items():
             assert str(status) in row, f"{route.method} {route.path}: {status}"
+            for name in answered(kind):
+                assert re.search(rf"\b{name}\b", row), f"{route.method} {route.path}: {name}"
 
 
 def test_no_call_is_documented_that_is_not_served() -> None:
@@ -215,13 +247,18 @@ def test_no_call_is_documented_that_is_not_served() -> None:
             assert re.sub(r"\{\w+\}", "{}", found[1]) in known, line
 
 
-OBJECTS = (protocol.User, protocol.Device, protocol.ConversationView, protocol.MemberView, protocol.MessageView)
+def test_every_frame_of_clients_is_documented_with_its_answer() -> None:
+    for route in FRAMES:
+        [row] = [
+            line for line in WEBSOCKET.splitlines() if re.match(rf"\| (`[^|]+, )?`{route.type}`.*\|.*\|.*\|.*\|", line)
+        ]
+        assert f"`{route.answer.__struct_config__.tag}`" in row.split("|")[3], route.type
 
 
-@pytest.mark.parametrize("form", [*OBJECTS, protocol.DeliveryView])
+@pytest.mark.parametrize("form", OBJECTS)
 def test_every_object_is_documented_with_all_its_fields(form: type[msgspec.Struct]) -> None:
-    name = form.__name__.removesuffix("View")
-    text = SERVED.partition(f"\n**{name}**:")[2].partition("\n\n")[0]
+    name = NAMES.get(form) or form.__name__.removesuffix("View")
+    text = SERVED.partition(f"**{name}**:")[2].partition("\n\n")[0]
     for each in msgspec.structs.fields(form):
         assert re.search(rf"`{each.encode_name}\??`", text), f"{name}: {each.encode_name}"
 

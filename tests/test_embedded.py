@@ -25,8 +25,10 @@ from gearlink.clock import new_id
 from storage import transaction
 from storage.embedded import EmbeddedStore, open_store
 from storage.engine import Engine
+from storage.events import MemberLeft, Message, MessageEdited, Plain
 from storage.keys import TABLES
-from storage.records import Account, Appended, Head, Invite, LogEntry, Member, MemberLeft, Notice
+from storage.notices import Appended, Notice
+from storage.records import Account, Amendment, Head, Invite, LogEntry, Member
 from storage.store import Outcome, StoreBroken, StoreFull, Transaction
 from tests.changes import ANN, BOB, ROOM, appending, putting
 
@@ -162,6 +164,30 @@ async def test_a_log_never_shows_what_could_still_be_lost(store: EmbeddedStore, 
     assert await store.get(Head, fresh) == Head(fresh, 2, 2, 5)
 
 
+async def test_what_was_said_before_an_edit_is_shown_until_the_edit_cannot_be_lost(
+    store: EmbeddedStore, disk: Disk
+) -> None:
+    await store.write(appending(ROOM, ROOM))
+    original = await store.get(LogEntry, ROOM, 1)
+    assert original is not None and isinstance(original.event, Message)
+    edited = LogEntry(ROOM, 1, msgspec.structs.replace(original.event, content=Plain("better")))
+
+    async def edit(tx: Transaction) -> None:
+        await tx.append(ROOM, MessageEdited(new_id(), ANN, 9, edited.event.event_id, 1), edited)
+
+    disk.hold()
+    await store.submit(edit, lambda ended: None)
+    await trio.testing.wait_all_tasks_blocked()
+    assert disk.events[-1] == "written"
+    assert await store.get(LogEntry, ROOM, 1) == original
+    assert (await store.scan(LogEntry, ROOM, limit=9))[0] == original
+    assert await store.scan(Amendment, ROOM, limit=9) == []
+    disk.let_go()
+    await store.write(putting())
+    assert await store.get(LogEntry, ROOM, 1) == edited
+    assert [entry.sequence for entry in await store.scan(Amendment, ROOM, limit=9)] == [3]
+
+
 async def test_those_who_come_during_a_sync_share_the_next_one(store: EmbeddedStore, disk: Disk) -> None:
     disk.hold()
     async with trio.open_nursery() as nursery:
@@ -231,10 +257,12 @@ async def test_a_full_queue_makes_callers_wait_and_then_goes_on(
         await trio.testing.wait_all_tasks_blocked()
         assert queued == [0, 1, 2, 3]
         assert ended == []
+        assert store.backlog == 3 + 6  # what is queued, and who waits to queue
         disk.let_go()
     await store.write(putting())
     assert sorted(queued) == list(range(10))
     assert ended == list(range(1, 11))
+    assert store.backlog == 0
 
 
 async def test_who_gives_up_before_there_was_room_has_changed_nothing(

@@ -5,7 +5,7 @@ from typing import cast
 import msgspec
 import pytest
 
-from gearlink import protocol
+from gearlink import views
 from tests.test_http_api import ACTOR, READ, House
 
 
@@ -15,10 +15,10 @@ def house() -> House:
 
 
 async def test_devices_come_in_pages_by_their_id(house: House) -> None:
-    found = cast(protocol.Page[protocol.Device], house.results["Accounts.devices"])
+    found = cast(views.Page[views.Device], house.results["Accounts.devices"])
     ids = [f"01a20633-066f-7544-a276-{number:012x}" for number in range(5)]
     devices = [msgspec.structs.replace(found.items[0], id=each) for each in reversed(ids)]
-    house.results["Accounts.devices"] = protocol.Page(items=devices)
+    house.results["Accounts.devices"] = views.Page(items=devices)
     seen, query = [], b"limit=2"
     for size in (2, 2, 1):
         page = (await house.ask(READ, "/api/v1/devices", query=query)).json
@@ -35,7 +35,7 @@ async def test_devices_come_in_pages_by_their_id(house: House) -> None:
 async def test_a_username_is_found_in_any_case_and_with_an_at_sign(house: House, text: str) -> None:
     got = await house.ask(READ, "/api/v1/users", query=f"username={text}&limit=1".encode())
     assert len(got.json["items"]) == 1
-    assert house.calls[-1] == ("Accounts.by_username", (ACTOR, "ann"))
+    assert house.calls[-1] == ("Profiles.by_username", (ACTOR, "ann"))
 
 
 @pytest.mark.parametrize("text", ["", "@", "a", "@@ann", "1ann", "a b", "ann%0A", "%00ann", "x" * 33, "x" * 64, "%E2%84%AAann"])

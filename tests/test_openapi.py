@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from gearlink import errors, protocol
-from gearlink.http_api import docs_page, openapi
+from gearlink import errors, views
+from gearlink.http_api import asyncapi, docs_page, openapi
 from gearlink.http_api.routes import ROUTES
 from gearlink.http_api.table import Route
+from gearlink.ws_frames import FRAMES
 
 DOCUMENT = openapi.document(ROUTES, "1.2.3")
 SCALARS = {"string", "integer", "number", "boolean", "null"}
@@ -71,7 +72,7 @@ def test_a_route_is_documented_with_all_its_answers_and_refusals(route: Route) -
     operation = DOCUMENT["paths"][route.template][route.method.lower()]
     assert operation["summary"] == route.summary
     assert operation["security"] == ([] if route.needs == "nobody" else [{"bearer": []}])
-    assert ("requestBody" in operation) == (route.body is not None)
+    assert ("requestBody" in operation) == (route.body is not None or bool(route.takes))
     answers = operation["responses"]
     assert set(answers) == {str(status) for status in route.answers} | {str(each.status) for each in route.all_refusals}
     for entry in route.all_refusals:
@@ -102,7 +103,7 @@ def test_the_limit_of_a_page_is_documented_as_it_is_checked() -> None:
 
 def test_examples_of_refusals_are_problem_documents() -> None:
     for code, example in DOCUMENT["components"]["examples"].items():
-        problem = msgspec.convert(example["value"], protocol.Problem)
+        problem = msgspec.convert(example["value"], views.Problem)
         entry = errors.CATALOGUE[code]
         assert (problem.code, problem.status, problem.title) == (code, entry.status, entry.title)
         assert problem.type == f"/problems/{code}"
@@ -126,7 +127,8 @@ def test_every_route_that_writes_can_be_told_that_the_disk_is_full(route: Route)
 
 
 def test_the_docs_page_shows_every_operation_and_escapes_what_it_shows() -> None:
-    page = docs_page.docs(DOCUMENT)
+    socket = asyncapi.document(FRAMES, "1.2.3")
+    page = docs_page.docs(DOCUMENT, socket)
     for path, method, operation in operations():
         assert f'id="{operation["operationId"]}"' in page
         assert f"{method.upper()}</span> {path}" in page
@@ -135,4 +137,4 @@ def test_the_docs_page_shows_every_operation_and_escapes_what_it_shows() -> None
     anchors = set(re.findall(r'id="([^"]+)"', page))
     assert set(re.findall(r'href="#([^"]+)"', page)) <= anchors
     evil = {**DOCUMENT, "info": {"title": "<b>&", "version": '"', "description": "`<i>`"}}
-    assert "<b>" not in docs_page.docs(evil) and "<i>" not in docs_page.docs(evil)
+    assert "<b>" not in docs_page.docs(evil, socket) and "<i>" not in docs_page.docs(evil, socket)

@@ -3,6 +3,7 @@
 import re
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -10,13 +11,14 @@ import pytest
 import trio
 import trio.testing
 
+from config import limits
 from gearlink.accounts import Actor
 from gearlink.calls import DiscoverForm, ProfileForm, RefreshForm
 from gearlink.clock import new_id
+from gearlink.complaints import decode_body
 from gearlink.errors import Refusal
-from gearlink.protocol import decode_body
 from gearlink.verification import phone_hash
-from storage.records import Username
+from storage.records import PhoneNumber, Username, UsernameHold
 from tests.people import ADDRESS, ALICE, BOB, CAROL, PHONE, House, LogLines, log_captured, refused, with_wrong_code
 
 
@@ -41,38 +43,57 @@ def others_view(user: Any) -> None:
 
 async def test_only_ones_own_profile_shows_number_and_rights(house: House) -> None:
     alice, bob = await house.newcomer(ALICE), await house.newcomer(BOB)
-    me = await house.accounts.me(alice)
+    me = await house.profiles.me(alice)
     assert (me.phone_number, me.is_admin) == (ALICE, True)
-    await house.accounts.change_profile(alice, ProfileForm(username="alice"))
+    await house.profiles.change_profile(alice, ProfileForm(username="alice"))
     hashed = urlsafe_b64encode(phone_hash(ALICE)).rstrip(b"=").decode()
-    others_view(await house.accounts.user(bob, alice.user_id))
-    others_view(await house.accounts.user(alice, alice.user_id))
-    others_view((await house.accounts.by_username(bob, "alice")).items[0])
-    others_view((await house.accounts.discover(bob, DiscoverForm(hashes=[hashed]))).items[0].user)
+    others_view(await house.profiles.user(bob, alice.user_id))
+    others_view(await house.profiles.user(alice, alice.user_id))
+    others_view((await house.profiles.by_username(bob, "alice")).items[0])
+    others_view((await house.profiles.discover(bob, DiscoverForm(hashes=[hashed]))).items[0].user)
 
 
 async def test_a_profile_changes_in_what_is_named_and_in_nothing_else(house: House) -> None:
     alice = await house.newcomer(ALICE)
-    await house.accounts.change_profile(alice, ProfileForm(display_name=" Alice ", username="alice"))
-    me = await house.accounts.change_profile(alice, ProfileForm(bio="line\nline"))
+    await house.profiles.change_profile(alice, ProfileForm(display_name=" Alice ", username="alice"))
+    me = await house.profiles.change_profile(alice, ProfileForm(bio="line\nline"))
     assert (me.display_name, me.username, me.bio) == ("Alice", "alice", "line\nline")
-    assert me == await house.accounts.me(alice)
-    assert (await house.accounts.change_profile(alice, ProfileForm(bio=""))).bio == ""
-    assert (await house.accounts.change_profile(alice, ProfileForm())).username == "alice"
+    assert me == await house.profiles.me(alice)
+    assert (await house.profiles.change_profile(alice, ProfileForm(bio=""))).bio == ""
+    assert (await house.profiles.change_profile(alice, ProfileForm())).username == "alice"
 
 
-async def test_a_username_belongs_to_one_user_and_is_free_again_when_it_is_changed(house: House) -> None:
+async def test_a_username_belongs_to_one_user_and_is_kept_for_them_a_while_after_they_give_it_up(house: House) -> None:
     alice, bob = await house.newcomer(ALICE), await house.newcomer(BOB)
-    await house.accounts.change_profile(alice, ProfileForm(username="wonder"))
-    await house.accounts.change_profile(alice, ProfileForm(username="wonder"))
+    await house.profiles.change_profile(alice, ProfileForm(username="wonder"))
+    await house.profiles.change_profile(alice, ProfileForm(username="wonder"))
     with refused("username-taken"):
-        await house.accounts.change_profile(bob, ProfileForm(username="wonder", bio="not written either"))
-    assert (await house.accounts.me(bob)).bio == ""
-    await house.accounts.change_profile(alice, ProfileForm(username="alice"))
-    await house.accounts.change_profile(bob, ProfileForm(username="wonder"))
-    await house.accounts.change_profile(alice, ProfileForm(username=None))
-    assert (await house.accounts.me(alice)).username is None
+        await house.profiles.change_profile(bob, ProfileForm(username="wonder", bio="not written either"))
+    assert (await house.profiles.me(bob)).bio == ""
+    await house.profiles.change_profile(alice, ProfileForm(username="alice"))
+    with refused("username-taken"):
+        await house.profiles.change_profile(bob, ProfileForm(username="wonder"))
+    assert (await house.profiles.by_username(bob, "wonder")).items == []
+    await house.profiles.change_profile(alice, ProfileForm(username="wonder"))
+    await house.profiles.change_profile(alice, ProfileForm(username=None))
+    house.clock.advance(days=limits.USERNAME_HOLD_DAYS)
+    await house.profiles.change_profile(bob, ProfileForm(username="wonder"))
+    assert (await house.profiles.me(alice)).username is None
     assert house.store.all(Username) == [Username("wonder", bob.user_id)]
+    assert "wonder" not in {hold.username for hold in house.store.all(UsernameHold)}
+
+
+async def test_nobody_hoards_names_by_giving_up_one_after_the_other(autojump_clock: trio.testing.MockClock) -> None:
+    house = House()
+    alice = await house.newcomer(ALICE)
+    for number in range(limits.USERNAME_CHANGES_PER_DAY + 1):
+        await house.profiles.change_profile(alice, ProfileForm(username=f"alice{number}"))
+    with refused("rate-limited") as refusal:
+        await house.profiles.change_profile(alice, ProfileForm(username="one.more"))
+    assert (await house.profiles.change_profile(alice, ProfileForm(bio="still possible"))).bio == "still possible"
+    assert refusal.value.retry_after_seconds
+    await trio.sleep(refusal.value.retry_after_seconds)
+    assert (await house.profiles.change_profile(alice, ProfileForm(username="one.more"))).username == "one.more"
 
 
 async def test_two_who_want_one_username_at_once_get_one(house: House) -> None:
@@ -80,7 +101,7 @@ async def test_two_who_want_one_username_at_once_get_one(house: House) -> None:
 
     async def take(actor: Actor) -> None:
         try:
-            await house.accounts.change_profile(actor, ProfileForm(username="wonder"))
+            await house.profiles.change_profile(actor, ProfileForm(username="wonder"))
             outcomes.append("taken")
         except Refusal as refusal:
             outcomes.append(refusal.code)
@@ -95,7 +116,7 @@ async def test_two_who_want_one_username_at_once_get_one(house: House) -> None:
 async def test_names_that_speak_for_the_house_are_taken(name: str, house: House) -> None:
     alice = await house.newcomer(ALICE)
     with refused("username-taken"):
-        await house.accounts.change_profile(alice, ProfileForm(username=name))
+        await house.profiles.change_profile(alice, ProfileForm(username=name))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +137,7 @@ def test_usernames_that_pass(name: str) -> None:
 async def test_a_profile_cannot_play_with_a_terminal(field: str, text: str, house: House) -> None:
     alice = await house.newcomer(ALICE)
     with refused("invalid-request") as refusal:
-        await house.accounts.change_profile(alice, ProfileForm(**{field: text}))
+        await house.profiles.change_profile(alice, ProfileForm(**{field: text}))
     assert refusal.value.errors and text not in str(refusal.value.errors)
 
 
@@ -124,7 +145,7 @@ async def test_a_display_name_of_blanks_or_lines_is_refused(house: House) -> Non
     alice = await house.newcomer(ALICE)
     for name in ("   ", "two\nlines"):
         with refused("invalid-request"):
-            await house.accounts.change_profile(alice, ProfileForm(display_name=name))
+            await house.profiles.change_profile(alice, ProfileForm(display_name=name))
 
 
 @pytest.mark.parametrize("user_id", ["", "nonsense", "0" * 36])
@@ -132,17 +153,17 @@ async def test_a_user_that_is_not_there_is_not_found(user_id: str, house: House)
     alice = await house.newcomer(ALICE)
     for target in (user_id, new_id(), alice.user_id + "\n", alice.user_id.upper()):
         with refused("not-found"):
-            await house.accounts.user(alice, target)
+            await house.profiles.user(alice, target)
 
 
 async def test_a_username_is_found_in_any_case_and_an_unknown_one_is_an_empty_page(house: House) -> None:
     alice = await house.newcomer(ALICE)
-    await house.accounts.change_profile(alice, ProfileForm(username="alice"))
+    await house.profiles.change_profile(alice, ProfileForm(username="alice"))
     for name in ("alice", "Alice", "ALICE"):
-        page = await house.accounts.by_username(alice, name)
+        page = await house.profiles.by_username(alice, name)
         assert [user.id for user in page.items] == [alice.user_id]
     for name in ("bob", "", "x" * 5000):
-        assert (await house.accounts.by_username(alice, name)).items == []
+        assert (await house.profiles.by_username(alice, name)).items == []
 
 
 # --- discovery -------------------------------------------------------------------------------------------------------
@@ -155,23 +176,37 @@ def hashes_of(*numbers: str) -> DiscoverForm:
 async def test_discovery_answers_known_numbers_alone_and_ones_own_like_any_other(house: House) -> None:
     alice, bob = await house.newcomer(ALICE), await house.newcomer(BOB)
     form = hashes_of(BOB, CAROL, ALICE, BOB)
-    page = await house.accounts.discover(alice, form)
+    page = await house.profiles.discover(alice, form)
     assert [(found.hash, found.user.id) for found in page.items] == [
         (form.hashes[0], bob.user_id), (form.hashes[2], alice.user_id)
     ]  # fmt: skip
-    assert (await house.accounts.discover(alice, DiscoverForm(hashes=[]))).items == []
+    assert (await house.profiles.discover(alice, DiscoverForm(hashes=[]))).items == []
 
 
 async def test_discovery_is_limited_by_the_hash_and_by_the_user(autojump_clock: trio.testing.MockClock) -> None:
     house = House(limits__discoveries_per_hour=4)
     alice, bob = await house.newcomer(ALICE), await house.newcomer(BOB)
-    await house.accounts.discover(alice, hashes_of(BOB, CAROL, BOB))  # two: the same one twice is one
+    await house.profiles.discover(alice, hashes_of(BOB, CAROL, BOB))  # two: the same one twice is one
     with refused("rate-limited") as refusal:
-        await house.accounts.discover(alice, hashes_of(ALICE, BOB, CAROL))
+        await house.profiles.discover(alice, hashes_of(ALICE, BOB, CAROL))
     assert refusal.value.retry_after_seconds
-    await house.accounts.discover(bob, hashes_of(ALICE, BOB, CAROL))
+    await house.profiles.discover(bob, hashes_of(ALICE, BOB, CAROL))
     await trio.sleep(refusal.value.retry_after_seconds)
-    await house.accounts.discover(alice, hashes_of(ALICE, BOB, CAROL))
+    await house.profiles.discover(alice, hashes_of(ALICE, BOB, CAROL))
+
+
+async def test_discovery_is_limited_by_the_address_as_well_before_anything_is_looked_up(house: House) -> None:
+    house.set(limits__discoveries_per_hour=1)
+    numbers = [f"+1555123{n:04}" for n in range(limits.DISCOVERERS_PER_ADDRESS + 1)]
+    crowd = [replace(await house.newcomer(number), address=ADDRESS) for number in numbers]
+    for asker in crowd[:-1]:
+        await house.profiles.discover(asker, hashes_of(CAROL))
+    house.store.reads.clear()
+    with refused("rate-limited"):
+        await house.profiles.discover(crowd[-1], hashes_of(CAROL))
+    assert PhoneNumber not in house.store.reads
+    house.set(limits__discoveries_per_hour=1)
+    await house.profiles.discover(replace(crowd[-1], address="192.0.2.2"), hashes_of(CAROL))
 
 
 async def test_more_hashes_than_ever_pass_are_refused_rather_than_let_through(house: House) -> None:
@@ -179,7 +214,7 @@ async def test_more_hashes_than_ever_pass_are_refused_rather_than_let_through(ho
     alice = await house.newcomer(ALICE)
     for _ in range(3):
         with refused("invalid-request") as refusal:
-            await house.accounts.discover(alice, hashes_of(ALICE, BOB, CAROL))
+            await house.profiles.discover(alice, hashes_of(ALICE, BOB, CAROL))
         assert refusal.value.errors and refusal.value.errors[0]["path"] == "hashes"
 
 
@@ -196,7 +231,7 @@ async def test_promotion_and_demotion_count_from_the_next_request_on(house: Hous
     await house.newcomer(ALICE)
     pair = await house.sign_in(BOB)
     bob = await house.actor(pair)
-    await house.accounts.change_profile(bob, ProfileForm(username="bob"))
+    await house.profiles.change_profile(bob, ProfileForm(username="bob"))
     assert (await house.accounts.promote(BOB)).is_admin
     assert (await house.actor(pair)).is_admin
     assert not (await house.accounts.demote("Bob")).is_admin
@@ -242,7 +277,7 @@ async def test_no_log_line_holds_a_token_a_number_a_code_or_a_name(house: House,
     signed_in = await house.accounts.confirm(form, ADDRESS)
     fresh = await house.accounts.refresh(RefreshForm(refresh_token=signed_in.refresh_token))
     actor = await house.actor(fresh)
-    await house.accounts.change_profile(actor, ProfileForm(username="wonder", display_name="In Wonderland"))
+    await house.profiles.change_profile(actor, ProfileForm(username="wonder", display_name="In Wonderland"))
     await house.accounts.promote(ALICE)
     with refused("invalid-refresh-token"):
         await house.accounts.refresh(RefreshForm(refresh_token=signed_in.refresh_token))

@@ -420,7 +420,7 @@ async def test_unknown_frames_and_keys_are_ignored(server: FakeServer, autojump_
     async with signed_in(server) as client, client.connect():
         conversation, bob = await chat_of(server, client)
         await seated(server, client)
-        await server.broadcast({"type": "presence", "userId": bob})
+        await server.broadcast({"type": "aurora", "userId": bob})
         typing = {"type": "typing", "conversationId": conversation, "userId": bob, "active": True, "mood": 1}
         await server.broadcast(typing)
         events = client.events()

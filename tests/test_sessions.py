@@ -14,7 +14,8 @@ from config import limits
 from gearlink.calls import DeviceForm, RefreshForm, TokenPair
 from gearlink.clock import new_id
 from gearlink.errors import Refusal
-from storage.records import Account, Device, DeviceAdded, DeviceRemoved, Invite, RefreshToken, SessionEnded
+from storage.notices import DeviceAdded, DeviceRemoved, SessionEnded
+from storage.records import Account, Device, Invite, RefreshToken
 from storage.records import Verification as VerificationRecord
 from storage.store import StoreFull
 from tests.people import ADDRESS, ALICE, BOB, CAROL, House, LogLines, log_captured, refused

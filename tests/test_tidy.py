@@ -31,30 +31,43 @@ FLOORS = {
     "storage": 1,
     "transcoder": 1,
     **dict.fromkeys(("gearlink", "gearlink.errors", "gearlink.protocol", "gearlink.calls"), 1),
+    **dict.fromkeys(("gearlink.views", "gearlink.complaints"), 1),
     **dict.fromkeys(("gearlink.clock", "gearlink.journal"), 1),
     **dict.fromkeys(("gearlink.throttle", "gearlink.broker", "gearlink.tokens", "gearlink.sms"), 2),
+    **dict.fromkeys(
+        ("gearlink.personal", "gearlink.pressure", "gearlink.images", "gearlink.contents", "gearlink.cursors"), 2
+    ),
     **dict.fromkeys(("gearlink.timeline", "gearlink.streams", "gearlink.frames", "gearlink.upgrade"), 2),
     **dict.fromkeys(("gearlink.peers", "gearlink.ports", "gearlink.problems", "gearlink.http_server"), 2),
     **dict.fromkeys(("gearlink.accounts", "gearlink.admission", "gearlink.verification"), 3),
-    **dict.fromkeys(("gearlink.conversations", "gearlink.messages", "gearlink.receipts"), 3),
+    **dict.fromkeys(("gearlink.conversations", "gearlink.messages", "gearlink.receipts", "gearlink.avatars"), 3),
+    **dict.fromkeys(("gearlink.rights", "gearlink.reading", "gearlink.counting", "gearlink.expiry"), 3),
+    **dict.fromkeys(("gearlink.members", "gearlink.invitations", "gearlink.preferences"), 3),
+    **dict.fromkeys(("gearlink.amendments", "gearlink.reactions", "gearlink.polls", "gearlink.threads"), 3),
+    **dict.fromkeys(("gearlink.storms", "gearlink.schedule", "gearlink.people", "gearlink.standing"), 3),
+    **dict.fromkeys(("gearlink.visibility", "gearlink.presence", "gearlink.profiles", "gearlink.overview"), 3),
+    **dict.fromkeys(("gearlink.domain", "gearlink.timers", "gearlink.purge", "gearlink.ws_frames"), 4),
     **dict.fromkeys(("gearlink.hub", "gearlink.outbox", "gearlink.upkeep"), 4),
-    **dict.fromkeys(("gearlink.listen", "gearlink.doorway", "gearlink.ws_session", "gearlink.catchup", "gearlink.control"), 5),
+    **dict.fromkeys(
+        ("gearlink.listen", "gearlink.doorway", "gearlink.ws_session", "gearlink.catchup", "gearlink.control"), 5
+    ),
+    "gearlink.sync": 5,
     **dict.fromkeys(("gearlink.http_api", "admin"), 5),
     **dict.fromkeys(("gearlink.app", "gearlink.cli", "gearlink.__main__"), 6),
     # The garden: what the client is made of. It may be put on its own shelf one day.
     "gearlink.sdk": 2,
-    **dict.fromkeys(("gearlink.chat", "gearlink.terminal"), 3),
+    "gearlink.terminal": 2,
+    "gearlink.chat": 3,
 }
 """The floor of each module; a package stands for all that is in it."""
 
 NOT_YET = {"transcoder", "admin"}  # their floors are known, their modules come with a later release
 
+_WIRE = {f"gearlink.{name}" for name in ("views", "complaints", "protocol", "calls", "errors")}
 NARROW_DOORS = {
-    "gearlink.sdk": {"config.limits", "gearlink.protocol", "gearlink.calls", "gearlink.errors", "gearlink.sdk"},
+    "gearlink.sdk": {"config.limits", *_WIRE, "gearlink.sdk"},
     "gearlink.terminal": {"config.limits"},
-    "gearlink.chat": {
-        "config.limits", "gearlink.protocol", "gearlink.calls", "gearlink.errors", "gearlink.sdk", "gearlink.terminal"
-    },
+    "gearlink.chat": {"config.limits", *_WIRE, "gearlink.sdk", "gearlink.terminal", "gearlink.chat"},
     "storage": {"config", "storage"},
     "transcoder": {"config", "transcoder"},
 }  # fmt: skip
@@ -77,6 +90,7 @@ ONLY_FOR: dict[str, set[str]] = {
     "logging": {"gearlink.journal"},
     "prometheus_client": {"gearlink.journal", "gearlink.http_api.system"},
     "jwt": {"gearlink.tokens"},
+    "emoji": {"gearlink.reactions"},
     "httpx": {"gearlink.sms", "gearlink.sdk"},
     "phonenumbers": {"gearlink.verification"},
     "uuid_utils": {"gearlink.clock"},
@@ -85,7 +99,12 @@ ONLY_FOR: dict[str, set[str]] = {
 }  # fmt: skip
 """Modules that only some may import: implementations, libraries with one keeper, and what nobody may."""
 
-STORE_OF_THE_DOORS = {"storage.store", "storage.records"}  # what floors 3 to 5 may see of the store
+STORE_OF_THE_DOORS = {
+    "storage.store",
+    "storage.records",
+    "storage.events",
+    "storage.notices",
+}  # what floors 3 to 5 may see of the store
 
 DISTRIBUTIONS = {
     "jwt": "pyjwt",
@@ -99,17 +118,13 @@ DISTRIBUTIONS = {
 # --- the ratchets -----------------------------------------------------------------------------------------------------
 
 LARGE_FILES = {
-    "tests/test_http_api.py": 690,
+    "tests/test_http_api.py": 650,
     "tests/test_sdk.py": 620,
 }
 """Sinners and the most code lines that they may have; a bound may stand at most 20 over the file."""
 
 LONG_FUNCTIONS: set[str] = set()
 UNDOCUMENTED = {
-    "gearlink/chat.py:Names.of",
-    "gearlink/chat.py:Talk.show_events",
-    "gearlink/chat.py:edit_profile",
-    "gearlink/chat.py:talk",
     "gearlink/http_server.py:HttpConnection.protocol_send",
     "gearlink/http_server.py:HttpConnection.run",
 }

@@ -10,6 +10,7 @@ from typing import Final
 
 from gearlink import problems
 from gearlink.errors import Refusal
+from gearlink.http_api.table import Blob
 
 Fields = Sequence[tuple[bytes, bytes]]
 
@@ -30,14 +31,21 @@ PAGE_FIELDS: Final = (
         b"frame-ancestors 'none'",
     ),
 )
+# What somebody uploaded: should a browser ever take it for a document, it can do nothing.
+BLOB_FIELDS: Final = (
+    *_COMMON,
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'; sandbox"),
+)
 # RFC 6797 §7.2: only ever over TLS. Subdomains are not ours to decide about.
 TRANSPORT_SECURITY: Final = (b"strict-transport-security", b"max-age=31536000")
 NO_STORE: Final = (b"cache-control", b"no-store")
 JSON: Final = (b"content-type", b"application/json")
+FOR_GOOD: Final = (b"cache-control", b"private, max-age=31536000, immutable")  # RFC 8246
 _PROBLEM_JSON: Final = (b"content-type", b"application/problem+json")
 _HOP_BY_HOP: Final = frozenset({b"connection", b"upgrade"})
 _JSON_ONLY: Final = (JSON, NO_STORE)
 _NO_STORE_ONLY: Final = (NO_STORE,)
+_EXTENSIONS: Final = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp"}
 
 
 @dataclass(slots=True)
@@ -53,6 +61,19 @@ class Answer:
 
 def data(status: int, body: bytes) -> Answer:
     return Answer(status, body, _JSON_ONLY if body else _NO_STORE_ONLY)
+
+
+def blob(found: Blob, if_none_match: bytes) -> Answer:
+    """The bytes, which never change, or 304 for somebody who has them (RFC 9110 §13.1.2)."""
+    etag = f'"{found.etag}"'.encode()
+    known = {tag.strip().removeprefix(b"W/") for tag in if_none_match.split(b",")}
+    fields = [FOR_GOOD, (b"etag", etag)]
+    if etag in known or b"*" in known:
+        return Answer(304, fields=fields, shared=BLOB_FIELDS)
+    name = "file" + _EXTENSIONS.get(found.mime_type, "")
+    fields.append((b"content-type", found.mime_type.encode()))
+    fields.append((b"content-disposition", f'inline; filename="{name}"'.encode()))
+    return Answer(200, found.data, fields, BLOB_FIELDS)
 
 
 def problem(refusal: Refusal, identifier: str) -> Answer:

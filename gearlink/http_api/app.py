@@ -13,10 +13,11 @@ from quart_trio import QuartTrio
 from config.settings import Settings
 from gearlink import __version__
 from gearlink.calls import Jwks
+from gearlink.domain import Domain
 from gearlink.http_api.pipeline import Pipeline
 from gearlink.http_api.routes import ROUTES
 from gearlink.http_api.system import System
-from gearlink.http_api.table import Domain, Route
+from gearlink.http_api.table import Route
 from gearlink.journal import Metrics
 
 

@@ -2,8 +2,10 @@
 
 from gearlink.accounts import Actor
 from gearlink.calls import RefreshForm, VerifyConfirm, VerifyRequest
-from gearlink.http_api.table import ID, Domain, PageQuery, Reply, foreign_cursor
-from gearlink.protocol import Page
+from gearlink.cursors import foreign_cursor
+from gearlink.domain import Domain
+from gearlink.http_api.table import ID, PageQuery, Reply
+from gearlink.views import Page
 
 
 async def request_verification(domain: Domain, address: str, form: VerifyRequest) -> Reply:

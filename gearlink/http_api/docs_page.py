@@ -1,7 +1,7 @@
 """HTML that the server writes itself: the API's documentation, the explanation of a refusal, and the front page.
 
 Plain documents with one style sheet of our own: no script, nothing from elsewhere, so the strictest content policy
-holds. Every text is escaped, though all of it is ours. It knows the OpenAPI document and the catalogue, not ASGI.
+holds. Every text is escaped, though all of it is ours. It knows the OpenAPI and AsyncAPI documents and the catalogue, not ASGI.
 """
 
 from collections.abc import Iterable
@@ -21,6 +21,7 @@ a { color: var(--accent); }
 h1 { margin: 0 0 .5rem; } h2 { border-bottom: 1px solid var(--line); margin-top: 3rem; }
 code, pre { font: .9em/1.5 ui-monospace, monospace; } pre { overflow-x: auto; }
 section { border: 1px solid var(--line); border-radius: .5rem; margin: 1rem 0; padding: .75rem 1rem; }
+h2 ~ h3 { margin-top: 2rem; }
 section h3 { font-size: 1rem; margin: 0; } section h4 { font-size: .85rem; margin: .9rem 0 .2rem; }
 .method { background: var(--soft); border-radius: .25rem; display: inline-block; min-width: 4.5rem; padding: 0 .4rem; }
 .lock { float: right; font-size: .85rem; }
@@ -32,8 +33,8 @@ nav ul { columns: 2; font-size: .9rem; list-style: none; padding: 0; }
 """
 
 
-def docs(document: Json) -> str:
-    """The whole documentation on one page."""
+def docs(document: Json, socket: Json) -> str:
+    """The whole documentation on one page: the REST calls (OpenAPI), the frames of the WebSocket (AsyncAPI), the forms."""
     info = document["info"]
     calls = [
         (path, method, operation)
@@ -41,16 +42,19 @@ def docs(document: Json) -> str:
         for method, operation in operations.items()
     ]
     parts = [f"<h1>{escape(info['title'])} API</h1><p>Version {escape(info['version'])} · "]
-    parts.append('<a href="/api/openapi.json">OpenAPI document</a></p>')
-    parts += [f"<p>{_prose(paragraph)}</p>" for paragraph in info["description"].split("\n\n")]
+    parts.append('<a href="/api/openapi.json">OpenAPI document</a> of the REST calls · ')
+    parts.append('<a href="/api/asyncapi.json">AsyncAPI document</a> of the <a href="#websocket">WebSocket</a></p>')
+    parts += _paragraphs(info)
     parts.append("<nav><ul>")
     parts += [f'<li><a href="#{escape(call[2]["operationId"])}">{_signature(*call[:2])}</a></li>' for call in calls]
     parts.append("</ul></nav>")
     for tag in (tag["name"] for tag in document["tags"]):
         parts.append(f"<h2>{escape(tag.capitalize())}</h2>")
         parts += [_operation(*call) for call in calls if tag in call[2]["tags"]]
+    parts += _websocket(socket)
     parts.append("<h2>Forms</h2>")
-    parts += [_schema(name, schema) for name, schema in sorted(document["components"]["schemas"].items())]
+    schemas = socket["components"]["schemas"] | document["components"]["schemas"]
+    parts += [_schema(name, schema) for name, schema in sorted(schemas.items())]
     return page(f"{info['title']} API", "".join(parts))
 
 
@@ -84,6 +88,10 @@ def page(title: str, body: str) -> str:
     )
 
 
+def _paragraphs(info: Json) -> list[str]:
+    return [f"<p>{_prose(paragraph)}</p>" for paragraph in info["description"].split("\n\n")]
+
+
 def _prose(text: str) -> str:
     """Escaped text; what stands between backticks is code."""
     pieces = escape(text).split("`")
@@ -113,6 +121,47 @@ def _operation(path: str, method: str, operation: Json) -> str:
         shape = "" if "application/problem+json" in answer.get("content", {}) else _shape(_media(answer))
         parts.append(f"<tr><td>{escape(status)}</td><td>{_prose(answer['description'])} {shape}</td></tr>")
     return "".join([*parts, "</table></section>"])
+
+
+def _websocket(socket: Json) -> list[str]:
+    """What clients say, what the server tells by itself, and why it closes."""
+    said = {name: each for name, each in socket["operations"].items() if each["action"] == "receive"}
+    told = {name: each for name, each in socket["operations"].items() if each["action"] == "send"}
+    parts = ['<h2 id="websocket">WebSocket</h2>', *_paragraphs(socket["info"]), "<nav><ul>"]
+    parts += [
+        f'<li><a href="#{escape(name)}"><code>{escape(each["title"])}</code></a></li>' for name, each in said.items()
+    ]
+    parts.append("</ul></nav><h3>What a client says</h3>")
+    parts += [_frame(name, each) for name, each in said.items()]
+    parts.append("<h3>What the server tells</h3><table>")
+    for name, each in told.items():
+        form, frame = escape(_form(each["messages"][0])), f"<code>{escape(each['title'])}</code>"
+        link = f'<a id="{escape(name)}" href="#form-{form}">{frame}</a>'
+        parts.append(f"<tr><td>{link}</td><td>{_prose(each['summary'])}</td></tr>")
+    codes = socket["channels"]["socket"]["x-close-codes"]
+    return [*parts, f"</table><h3>Close codes</h3>{_table(codes.items())}"]
+
+
+def _frame(name: str, operation: Json) -> str:
+    """One frame of a client: its fields, the right that it needs, the answer, and why it may be refused."""
+    lock = f'<span class="lock">right: {escape(operation["x-right"])}</span>' if "x-right" in operation else ""
+    answer, _error = (_form_link(message) for message in operation["reply"]["messages"])
+    refusals = ", ".join(f'<a href="/problems/{each}"><code>{each}</code></a>' for each in operation["x-refusals"])
+    return (
+        f'<section id="{escape(name)}">{lock}<h3><code>{escape(operation["title"])}</code></h3>'
+        f"<p>{_prose(operation['summary'])}.</p><table>"
+        f"<tr><td>Fields</td><td>{_form_link(operation['messages'][0])}</td></tr>"
+        f"<tr><td>Answer</td><td>{answer}</td></tr><tr><td>Refusals</td><td>{refusals}</td></tr></table></section>"
+    )
+
+
+def _form(message: Json) -> str:
+    """The name of a message's form: that of the message, as `asyncapi` has it."""
+    return str(message["$ref"].rpartition("/")[2])
+
+
+def _form_link(message: Json) -> str:
+    return _shape({"$ref": f"#/components/schemas/{_form(message)}"})
 
 
 def _parameter(parameter: Json) -> str:

@@ -13,27 +13,34 @@ import msgspec
 
 from gearlink import errors
 from gearlink.errors import Entry
-from gearlink.http_api.table import Route
-from gearlink.protocol import Problem
+from gearlink.http_api.table import TEXT_PARAMETERS, Blob, Route
+from gearlink.views import Problem
 
 Json = dict[str, Any]
 
 _REF: Final = "#/components/schemas/{name}"
 _ABOUT: Final = """\
-The REST side of a GearLink server. Live events travel over the WebSocket at `/ws`, subprotocol `gearlink.v1`.
+The REST side of a GearLink server. Live events travel over the WebSocket at `/ws`, subprotocol \
+`gearlink.v1`; AsyncAPI describes it at `/api/asyncapi.json`.
 
 Times are RFC 3339 in UTC with milliseconds, ids are UUIDv7. Unknown keys in a request are refused; ignore unknown \
 keys in an answer. Every answer carries `X-Correlation-Id`; send your own (8 to 64 of `A-Z a-z 0-9 . _ -`) to find a \
 request in the server's log. Refusals are problem documents (RFC 9457): switch on `code`, never on the texts. \
 `GET` also answers `HEAD`. The public keys of access tokens are at `/.well-known/jwks.json`."""
-_SUCCESS: Final = {200: "Done", 201: "Created", 202: "Accepted", 204: "Done; there is no content"}
+_SUCCESS: Final = {
+    200: "Done",
+    201: "Created",
+    202: "Accepted",
+    204: "Done; there is no content",
+    304: "You have it already",
+}
 _ID_SCHEMA: Final = {"type": "string", "format": "uuid"}
 
 
 def document(routes: Iterable[Route], version: str) -> Json:
     """The whole document as JSON values."""
     table = list(routes)
-    references, schemas = _schemas(table)
+    references, schemas = schema_components(_types(table))
     # Their properties become parameters, so the forms themselves are not shown.
     queries = {query: schemas.pop(query.__name__) for query in dict.fromkeys(route.query for route in table)}
     paths: dict[str, Json] = {}
@@ -66,17 +73,20 @@ def document(routes: Iterable[Route], version: str) -> Json:
     }
 
 
-def _schemas(routes: list[Route]) -> tuple[dict[Any, Json], dict[str, Json]]:
-    """How to refer to each type, and the component schemas by name."""
+def _types(routes: list[Route]) -> list[Any]:
     types: list[Any] = [Problem]
     for route in routes:
         types += [route.query, *([route.body] if route.body else [])]
-        types += [answer for answer in route.answers.values() if answer is not None]
-    types = list(dict.fromkeys(types))
+        types += [answer for answer in route.answers.values() if answer not in (None, Blob)]
+    return list(dict.fromkeys(types))
+
+
+def schema_components(types: list[Any]) -> tuple[dict[Any, Json], dict[str, Json]]:
+    """How to refer to each of these types, and the component schemas by name."""
     references, schemas = msgspec.json.schema_components(types, ref_template=_REF)
     for schema in schemas.values():
         if "description" in schema:  # it is the docstring, which says `temp_id` for what the wire calls `tempId`
-            schema["description"] = re.sub(r"`\w+`", lambda found: _camel(found[0]), schema["description"])
+            schema["description"] = re.sub(r"`\w+`", lambda found: camel(found[0]), schema["description"])
     return dict(zip(types, references, strict=True)), schemas
 
 
@@ -84,13 +94,14 @@ def _tag(route: Route) -> str:
     return route.handler.__module__.rpartition(".")[2]
 
 
-def _camel(name: str) -> str:
+def camel(name: str) -> str:
+    """`temp_id` as the wire has it."""
     return re.sub(r"_(\w)", lambda found: found[1].upper(), name)
 
 
 def _operation(route: Route, references: dict[Any, Json], query: Json) -> Json:
     operation: Json = {
-        "operationId": _camel(getattr(route.handler, "__name__", "")),
+        "operationId": camel(getattr(route.handler, "__name__", "")),
         "summary": route.summary,
         "tags": [_tag(route)],
         "security": [] if route.needs == "nobody" else [{"bearer": []}],
@@ -104,7 +115,16 @@ def _operation(route: Route, references: dict[Any, Json], query: Json) -> Json:
             "required": True,
             "content": {"application/json": {"schema": references[route.body]}},
         }
-    answers = {str(status): _answer(status, references.get(kind)) for status, kind in route.answers.items()}
+    elif route.takes:
+        about = f"At most {route.body_bytes_max} bytes"
+        operation["requestBody"] = {
+            "required": True,
+            "description": about,
+            "content": {kind: {} for kind in route.takes},
+        }
+    answers = {
+        str(status): _answer(status, _content(route, kind, references)) for status, kind in route.answers.items()
+    }
     by_status = groupby(route.all_refusals, key=lambda entry: entry.status)
     refusals = {str(status): _refusal(list(entries), references[Problem]) for status, entries in by_status}
     operation["responses"] = answers | refusals
@@ -112,7 +132,14 @@ def _operation(route: Route, references: dict[Any, Json], query: Json) -> Json:
 
 
 def _path_parameters(route: Route) -> list[Json]:
-    return [{"name": name, "in": "path", "required": True, "schema": _ID_SCHEMA} for name in route.ids]
+    parameters: list[Json] = []
+    for name in route.ids:
+        parameter = {"name": name, "in": "path", "required": True, "schema": _ID_SCHEMA}
+        if (text := TEXT_PARAMETERS.get(name)) is not None:
+            parameter["description"] = text.description
+            parameter["schema"] = {"type": "string", "minLength": text.chars_min, "maxLength": text.chars_max}
+        parameters.append(parameter)
+    return parameters
 
 
 def _query_parameters(schema: Json) -> list[Json]:
@@ -127,10 +154,17 @@ def _query_parameters(schema: Json) -> list[Json]:
     return parameters
 
 
-def _answer(status: int, schema: Json | None) -> Json:
+def _content(route: Route, kind: Any, references: dict[Any, Json]) -> Json:
+    """What an answer holds, by its media types: JSON, or bytes, of which OpenAPI says nothing (OpenAPI 3.1 §4.8.14.3)."""
+    if kind is Blob:
+        return {each: {} for each in route.gives}
+    return {} if kind is None else {"application/json": {"schema": references[kind]}}
+
+
+def _answer(status: int, content: Json) -> Json:
     answer: Json = {"description": _SUCCESS[status], "headers": {"X-Correlation-Id": _header("X-Correlation-Id")}}
-    if schema is not None:
-        answer["content"] = {"application/json": {"schema": schema}}
+    if content:
+        answer["content"] = content
     return answer
 
 

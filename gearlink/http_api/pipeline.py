@@ -7,11 +7,9 @@ refusal is a problem document, and that a bug is told to the journal and never t
 
 import re
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv6Network
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlsplit
 
 import msgspec
 import trio
@@ -20,6 +18,8 @@ from config import limits
 from config.settings import Settings
 from gearlink import journal
 from gearlink.accounts import Actor
+from gearlink.complaints import decode_body, split_validation_error
+from gearlink.domain import Domain
 from gearlink.errors import (
     FORBIDDEN,
     INTERNAL_ERROR,
@@ -27,6 +27,7 @@ from gearlink.errors import (
     METHOD_NOT_ALLOWED,
     NOT_AUTHENTICATED,
     NOT_FOUND,
+    OVERLOADED,
     REQUEST_TIMEOUT,
     STORAGE_FAILED,
     STORAGE_FULL,
@@ -36,17 +37,18 @@ from gearlink.errors import (
 )
 from gearlink.http_api import answers
 from gearlink.http_api.answers import Answer
-from gearlink.http_api.table import Domain, NoQuery, Route
-from gearlink.peers import PEER_EXTENSION, Peer
+from gearlink.http_api.table import PARAMETER, TEXT_PARAMETERS, Blob, NoQuery, Route
+from gearlink.peers import PEER_EXTENSION, Peer, network_of
 from gearlink.problems import correlation_id
-from gearlink.protocol import Request, decode_body, encode, split_validation_error
+from gearlink.protocol import encode
 from gearlink.throttle import Throttle
-from storage.store import StoreBroken, StoreFull
+from gearlink.views import UUID, Request
+from storage.store import StoreBroken, StoreError, StoreFull
 
 UNMATCHED: Final = "unmatched"
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_ID: Final = re.compile(r"/([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})(?=/|\Z)")
-_PARAMETER: Final = re.compile(r"/\{\w+\}")
+_ID: Final = re.compile(rf"/({UUID})(?=/|\Z)")
+_JSON: Final = ("application/json",)
 _QUERY_FIELDS_MAX: Final = 16
 _LENGTH_DIGITS_MAX: Final = 15
 _log = journal.logger("http")
@@ -69,12 +71,17 @@ Endpoint = Callable[[Call], Awaitable[Answer]]
 
 
 class Place:
-    """One path template, what may be done there, and its metrics."""
+    """One path template, what may be done there, and its metrics.
+
+    `bounds` are those of bodies with one of their own; methods that are `waiting` are given up when the caller goes away.
+    """
 
     def __init__(self, template: str, metrics: journal.Metrics) -> None:
         self.template = template
-        self.id_count = len(_PARAMETER.findall(template))
+        self.names: tuple[str, ...] = tuple(PARAMETER.findall(template))
         self.endpoints: dict[str, Endpoint] = {}
+        self.bounds: dict[str, int] = {}
+        self.waiting: set[str] = set()
         self._metrics = metrics
         self._seen: dict[tuple[str, int], tuple[Callable[[float], None], Callable[[], None]]] = {}
 
@@ -110,13 +117,21 @@ class Pipeline:
         self._unmatched = Place(UNMATCHED, metrics)
         self._exact: dict[str, Place] = {}
         self._shapes: dict[str, Place] = {}
+        self._texts: dict[re.Pattern[str], Place] = {}
         self._templates: dict[str, Place] = {}
         for route in routes:
             place = self._place(route.template)
             assert route.method not in place.endpoints, f"{route.method} {route.template} is declared twice"
             place.endpoints[route.method] = self._endpoint(route)
-            where = self._shapes if place.id_count else self._exact
-            where[_PARAMETER.sub("/{}", route.template)] = place
+            if route.takes:
+                place.bounds[route.method] = route.body_bytes_max
+            if route.waits:
+                place.waiting.add(route.method)
+            if TEXT_PARAMETERS.keys() & set(place.names):
+                self._texts[_pattern(route.template)] = place
+            else:
+                where = self._shapes if place.names else self._exact
+                where[PARAMETER.sub("{}", route.template)] = place
         for path, template, endpoint in pages:
             place = self._place(template)
             assert place.endpoints.get("GET", endpoint) == endpoint, f"{template} has two endpoints"
@@ -140,7 +155,7 @@ class Pipeline:
         identifier = correlation_id(headers)
         journal.correlation_id.set(identifier)
         path = _path(scope["path"])
-        place, ids = self._find(path)
+        place, ids = self._find(path, scope)
         call = Call(scope["method"], path, scope, headers, _peer(scope), ids)
         answer: Answer | None = None
         try:
@@ -160,8 +175,10 @@ class Pipeline:
         """Metrics and the access log: templates and our own words only, nothing that the peer wrote."""
         method = _method(call.method)
         place.observe(method, answer.status, seconds)
-        # A 503 of the readiness page is no trouble, but the answer to its question.
-        tell = _log.error if answer.status >= 500 and answer.refused else _log.debug
+        # A 503 of the readiness page is no trouble, but the answer to its question. What is shed under pressure is counted
+        # and not told one by one: the log would add to the load.
+        is_trouble = answer.status >= 500 and answer.refused not in ("", OVERLOADED.code)
+        tell = _log.error if is_trouble else _log.debug
         milliseconds = round(seconds * 1000, 3)
         tell(
             "http.request", method=method, route=place.template, status=answer.status, milliseconds=milliseconds,
@@ -170,7 +187,7 @@ class Pipeline:
 
     def _fields(self, call: Call, answer: Answer, identifier: str) -> list[tuple[bytes, bytes]]:
         fields = list(answer.fields)
-        if answer.status != 204:  # RFC 9110 §8.6: no length where there can be no content
+        if answer.status not in (204, 304):  # RFC 9110 §8.6: no length where there can be no content
             fields.append((b"content-length", b"%d" % len(answer.body)))
         fields.append((b"x-correlation-id", identifier.encode()))
         fields += answer.shared
@@ -182,15 +199,15 @@ class Pipeline:
     # --- the steps ---------------------------------------------------------------------------------------------------
 
     async def _answer(self, call: Call, place: Place, receive: Any, identifier: str) -> Answer | None:
-        """None if the peer has gone away in the middle of its body: there is nobody to answer."""
+        """None if the peer has gone away before there was an answer."""
         try:
-            body = await self._read_body(call, receive)
+            body = await self._read_body(call, receive, place.bounds.get(call.method, self._body_bytes_max))
             if body is None:
                 return None
             call.body = body
             endpoint = place.endpoints.get("GET" if call.method == "HEAD" else call.method)
             if endpoint is not None:
-                return await endpoint(call)
+                return await (_attended(endpoint, call, receive) if call.method in place.waiting else endpoint(call))
             return self._without_endpoint(call, place)
         except Refusal as refusal:
             return answers.problem(refusal, identifier)
@@ -211,24 +228,36 @@ class Pipeline:
             fields += self._cors.preflight(call.headers.get(b"origin"), allow)
         return Answer(204, fields=fields)
 
-    def _find(self, path: str) -> tuple[Place, tuple[str, ...]]:
+    def _find(self, path: str, scope: Any) -> tuple[Place, tuple[str, ...]]:
         place = self._exact.get(path)
         if place is not None:
             return place, ()
         ids = tuple(_ID.findall(path))
         place = self._shapes.get(_ID.sub("/{}", path)) if ids else None
-        if place is None or place.id_count != len(ids):  # `{}` may also stand in the path itself
-            return self._unmatched, ()
+        if place is None or len(place.names) != len(ids):  # `{}` may also stand in the path itself
+            return self._find_text(_raw_path(scope)) if self._texts else (self._unmatched, ())
         return place, ids
 
-    async def _read_body(self, call: Call, receive: Any) -> bytes | None:
+    def _find_text(self, raw: str) -> tuple[Place, tuple[str, ...]]:
+        """By the path as it was sent: in the decoded one a `%2F` of a text would be a border between segments."""
+        for pattern, place in self._texts.items():
+            if (found := pattern.fullmatch(raw)) is not None:
+                try:
+                    values = tuple(unquote_to_bytes(each).decode() for each in found.groups())
+                except UnicodeDecodeError:
+                    break
+                if all(map(_fits, place.names, values)):
+                    return place, values
+        return self._unmatched, ()
+
+    async def _read_body(self, call: Call, receive: Any, bytes_max: int) -> bytes | None:
         """The whole body, also where none is taken: a connection with an unread body cannot be used again.
 
         None if the peer went away. Raises Refusal `too-large`, `request-timeout`.
         """
         length = call.headers.get(b"content-length")
         if length is not None:
-            if not length.isdigit() or len(length) > _LENGTH_DIGITS_MAX or int(length) > self._body_bytes_max:
+            if not length.isdigit() or len(length) > _LENGTH_DIGITS_MAX or int(length) > bytes_max:
                 raise Refusal(TOO_LARGE, headers={"Connection": "close"})
         elif call.method in ("GET", "HEAD") and call.scope["http_version"] < "2" and _is_bodiless(call.headers):
             return b""
@@ -240,7 +269,7 @@ class Pipeline:
                     return None
                 chunk = message.get("body", b"")
                 size += len(chunk)
-                if size > self._body_bytes_max:
+                if size > bytes_max:
                     raise Refusal(TOO_LARGE, headers={"Connection": "close"})
                 chunks.append(chunk)
                 if not message.get("more_body", False):
@@ -250,21 +279,22 @@ class Pipeline:
     async def _authenticate(self, call: Call) -> Actor:
         """Raises Refusal `not-authenticated`; `rate-limited` for an address that keeps failing."""
         try:
-            return await self._domain.accounts.authenticate(_bearer(call.headers))
+            return await self._domain.accounts.authenticate(_bearer(call.headers), network_of(call.peer.address))
         except Refusal as refusal:
             if refusal.entry is NOT_AUTHENTICATED:
-                self._throttle.check(throttle_key(call.peer.address))
+                self._throttle.check(network_of(call.peer.address))
             raise
 
     def _endpoint(self, route: Route) -> Endpoint:
         """What serves `route`: everything that can be settled beforehand is."""
         handler, domain, needs = route.handler, self._domain, route.needs
         form, query = route.body, None if route.query is NoQuery else route.query
+        takes = route.takes
 
         async def endpoint(call: Call) -> Answer:
             given: list[Any] = [domain]
             if needs == "nobody":
-                self._throttle.check(throttle_key(call.peer.address))
+                self._throttle.check(network_of(call.peer.address))
                 given.append(call.peer.address)
             else:
                 actor = await self._authenticate(call)
@@ -278,10 +308,15 @@ class Pipeline:
             elif call.scope["query_string"]:
                 decode_query(call.scope["query_string"], NoQuery)
             if form is not None:
-                _require_json(call.headers)
+                _require_type(call.headers, _JSON)
                 given.append(decode_body(call.body, form))
-            status, struct = await handler(*given)
-            return answers.data(status, b"" if struct is None else encode(struct))
+            elif takes:
+                _require_type(call.headers, takes)
+                given.append(call.body)
+            status, result = await handler(*given)
+            if isinstance(result, Blob):
+                return answers.blob(result, call.headers.get(b"if-none-match", b""))
+            return answers.data(status, b"" if result is None else encode(result))
 
         return endpoint
 
@@ -289,6 +324,28 @@ class Pipeline:
         if template not in self._templates:
             self._templates[template] = Place(template, self._metrics)
         return self._templates[template]
+
+
+async def _attended(endpoint: Endpoint, call: Call, receive: Any) -> Answer | None:
+    """The answer of a call that may wait; None as soon as the peer goes away, for then nobody waits for it."""
+    answer: Answer | None = None
+    refusal: Refusal | StoreError | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            nursery.cancel_scope.cancel(reason="the peer went away")
+
+        nursery.start_soon(watch)
+        try:
+            answer = await endpoint(call)
+        except (Refusal, StoreError) as trouble:
+            refusal = trouble
+        nursery.cancel_scope.cancel(reason="there is an answer")
+    if refusal is not None:
+        raise refusal
+    return answer
 
 
 def _path(target: str) -> str:
@@ -299,6 +356,29 @@ def _path(target: str) -> str:
         return urlsplit(target).path
     except ValueError:
         return ""
+
+
+def _raw_path(scope: Any) -> str:
+    """The path as it was sent, percent-encoded; from a server that does not tell it, which ASGI allows, made again."""
+    raw: bytes | None = scope.get("raw_path")
+    return _path(quote(scope["path"], errors="replace") if raw is None else raw.decode("latin-1"))
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    """What a percent-encoded path of `template` looks like, with a group for each parameter."""
+    literals, names = re.split(r"\{\w+\}", template), PARAMETER.findall(template)
+    groups = []
+    for name in names:
+        text = TEXT_PARAMETERS.get(name)
+        # A character is at most four bytes of UTF-8, each of which may be percent-encoded.
+        groups.append(f"({UUID})" if text is None else f"({text.characters}{{{text.chars_min},{4 * text.chars_max}}})")
+    pieces = [re.escape(literal) + group for literal, group in zip(literals, [*groups, ""], strict=True)]
+    return re.compile("".join(pieces))
+
+
+def _fits(name: str, value: str) -> bool:
+    text = TEXT_PARAMETERS.get(name)
+    return text is None or text.chars_min <= len(value) <= text.chars_max
 
 
 def _method(method: str) -> str:
@@ -314,14 +394,6 @@ def _peer(scope: Any) -> Peer:
     return Peer(client[0] if client else "", direct=False)
 
 
-def throttle_key(address: str) -> str:
-    """An IPv4 address, or the /64 of an IPv6 one: one host has all of those (RFC 4291 §2.5.4)."""
-    if ":" in address:
-        with suppress(ValueError):
-            return str(IPv6Network((address, 64), strict=False))
-    return address
-
-
 def _is_bodiless(headers: dict[bytes, bytes]) -> bool:
     return b"transfer-encoding" not in headers  # RFC 9112 §6.3: neither this nor a length means no body
 
@@ -334,11 +406,11 @@ def _bearer(headers: dict[bytes, bytes]) -> str:
     return token.strip().decode("latin-1")
 
 
-def _require_json(headers: dict[bytes, bytes]) -> None:
-    """Raises Refusal `unsupported-media-type` unless the body is uncompressed JSON."""
-    kind = headers.get(b"content-type", b"")
-    if kind != b"application/json" and kind.partition(b";")[0].strip().lower() != b"application/json":
-        raise Refusal(UNSUPPORTED_MEDIA_TYPE, headers={"Accept": "application/json"})
+def _require_type(headers: dict[bytes, bytes], takes: tuple[str, ...]) -> None:
+    """Raises Refusal `unsupported-media-type` unless the body is one of these types, and not compressed."""
+    kind = headers.get(b"content-type", b"").decode("latin-1")
+    if kind not in takes and kind.partition(";")[0].strip().lower() not in takes:
+        raise Refusal(UNSUPPORTED_MEDIA_TYPE, headers={"Accept": ", ".join(takes)})
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise Refusal(UNSUPPORTED_MEDIA_TYPE, headers={"Accept-Encoding": "identity"})  # RFC 9110 §15.5.16
 

@@ -14,12 +14,13 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from config.settings import Settings
 from gearlink import errors
 from gearlink.calls import Jwks
-from gearlink.http_api import docs_page, openapi
+from gearlink.http_api import asyncapi, docs_page, openapi
 from gearlink.http_api.answers import JSON, NO_STORE, PAGE_FIELDS, Answer, data
 from gearlink.http_api.pipeline import Call, Endpoint
 from gearlink.http_api.table import Route
 from gearlink.journal import Metrics
 from gearlink.protocol import encode
+from gearlink.ws_frames import FRAMES
 
 _HTML: Final = (b"content-type", b"text/html; charset=utf-8")
 _CSS: Final = (b"content-type", b"text/css; charset=utf-8")
@@ -43,9 +44,10 @@ class System:
         jwks: Callable[[], Jwks],
     ) -> None:
         self._metrics, self._ready, self._jwks = metrics, ready, jwks
-        document = openapi.document(routes, version)
-        self._openapi = Answer(200, msgspec.json.encode(document), (JSON, _KEPT))
-        self._docs = _html(docs_page.docs(document))
+        calls, frames = openapi.document(routes, version), asyncapi.document(FRAMES, version)
+        self._openapi = Answer(200, msgspec.json.encode(calls), (JSON, _KEPT))
+        self._asyncapi = Answer(200, msgspec.json.encode(frames), (JSON, _KEPT))
+        self._docs = _html(docs_page.docs(calls, frames))
         catalogue = errors.CATALOGUE.values()
         self._problems = {f"/problems/{entry.code}": _html(docs_page.problem(entry)) for entry in catalogue}
         self.reload(settings)
@@ -64,6 +66,7 @@ class System:
             ("/metrics", "/metrics", self.metrics),
             ("/.well-known/jwks.json", "/.well-known/jwks.json", self.jwks),
             ("/api/openapi.json", "/api/openapi.json", _fixed(self._openapi)),
+            ("/api/asyncapi.json", "/api/asyncapi.json", _fixed(self._asyncapi)),
             ("/api/docs", "/api/docs", _fixed(self._docs)),
             ("/api/docs.css", "/api/docs.css", _fixed(style)),
             ("/robots.txt", "/robots.txt", _fixed(Answer(200, b"User-agent: *\nDisallow: /\n", (_TEXT, _KEPT)))),

@@ -1,8 +1,9 @@
 """What a route is: one declaration that the pipeline, the OpenAPI document and the access tests all read.
 
-A handler is called `handler(domain, actor, *ids, form_or_query)` and answers `(status, struct)`. It is given `actor`
-only where somebody has to be signed in, else the address that the caller comes from; `ids` are those in the path, in
-order; a form or query only where the route declares one. This module knows no route and nothing of ASGI.
+A handler is called `handler(domain, actor, *ids, form_or_query)` and answers `(status, struct)`, or `(status, Blob)`
+for what is no JSON. It is given `actor` only where somebody has to be signed in, else the address that the caller comes
+from; `ids` are the parameters in the path, in order; a form, a query or the bytes of a body only where the route
+declares them. This module knows no route and nothing of ASGI.
 """
 
 import re
@@ -15,30 +16,48 @@ from msgspec import Meta
 
 from config import limits
 from gearlink import errors
-from gearlink.accounts import Accounts
-from gearlink.conversations import Conversations
 from gearlink.errors import Entry
-from gearlink.messages import Messages
-from gearlink.protocol import UUID_PATTERN, Request, Sequence
-from gearlink.receipts import Receipts
-from gearlink.verification import Verification
+from gearlink.rights import Right
+from gearlink.views import UUID_PATTERN, Request, Sequence
 
 PREFIX: Final = "/api/v1"
 Needs = Literal["user", "admin", "nobody"]
-Reply = tuple[int, msgspec.Struct | None]
 ID: Final = re.compile(UUID_PATTERN)
-_PARAMETER = re.compile(r"\{(\w+)\}")
+PARAMETER: Final = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True, slots=True)
-class Domain:
-    """The parts of the house that handlers call."""
+class Blob:
+    """Bytes that are shown as they are. `etag` is another one for other bytes, so they may be kept for good."""
 
-    accounts: Accounts
-    verification: Verification
-    conversations: Conversations
-    messages: Messages
-    receipts: Receipts
+    data: bytes
+    mime_type: str
+    etag: str
+
+
+Reply = tuple[int, msgspec.Struct | Blob | None]
+
+
+@dataclass(frozen=True, slots=True)
+class TextParameter:
+    """A parameter of a path that is no id. `characters` are those of the path as it was sent, percent-encoded.
+
+    Decoded it has at most `chars_max` characters; what the text may say is the domain's to judge.
+    """
+
+    characters: str
+    chars_max: int
+    description: str
+    chars_min: int = 1
+
+
+# RFC 3986 §3.3: what a segment of a path may hold.
+_SEGMENT: Final = r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
+TEXT_PARAMETERS: Final[Mapping[str, TextParameter]] = {
+    "emoji": TextParameter(_SEGMENT, limits.EMOJI_CHARS_MAX, "an emoji, as percent-encoded UTF-8"),
+    "code": TextParameter("[A-Za-z0-9_-]", limits.JOIN_CODE_CHARS_MAX, "the code", limits.JOIN_CODE_CHARS_MIN),
+}
+"""Every other parameter of a path is an id."""
 
 
 Limit = Annotated[int, Meta(ge=1, le=limits.PAGE_MAX, description="at most so many items")]
@@ -68,14 +87,14 @@ class UsernameQuery(PageQuery, kw_only=True):
     username: Annotated[str, Meta(max_length=2 * limits.USERNAME_CHARS_MAX)]
 
 
-def foreign_cursor() -> errors.Refusal:
-    """For a cursor that the list which is asked for never gave."""
-    return errors.Refusal(errors.INVALID_REQUEST, errors=[{"path": "cursor", "message": "not a cursor of this list"}])
-
-
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`path` is below `PREFIX`; every `{name}` in it is an id. `refusals` are those of the domain call itself."""
+    """`path` is below `PREFIX`; a `{name}` in it is an id, or one of `TEXT_PARAMETERS`.
+
+    `refusals` are those of the domain call itself. `right` is the right in the conversation that the call needs; the
+    access tests read it. `takes` are the media types of a body that is no JSON, of `body_bytes_max` at most; `gives` are
+    those of an answer that is a `Blob`. A call that `waits` is given up when the caller goes away.
+    """
 
     method: str
     path: str
@@ -86,6 +105,16 @@ class Route:
     needs: Needs = "user"
     body: type[Request] | None = None
     query: type[Request] = NoQuery
+    right: Right | None = None
+    takes: tuple[str, ...] = ()
+    body_bytes_max: int = 0
+    gives: tuple[str, ...] = ()
+    waits: bool = False
+
+    def __post_init__(self) -> None:
+        assert not (self.body and self.takes), "a body is JSON or it is not"
+        assert bool(self.takes) == bool(self.body_bytes_max), "a body has a bound"
+        assert bool(self.gives) == (Blob in self.answers.values()), "a blob has a type"
 
     @property
     def template(self) -> str:
@@ -94,7 +123,8 @@ class Route:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        return tuple(_PARAMETER.findall(self.path))
+        """The names of the parameters in the path."""
+        return tuple(PARAMETER.findall(self.path))
 
     @property
     def all_refusals(self) -> tuple[Entry, ...]:
@@ -106,7 +136,9 @@ class Route:
         if self.needs == "admin":
             found.append(errors.FORBIDDEN)
         if self.body is not None:
-            found += [errors.MALFORMED_JSON, errors.UNSUPPORTED_MEDIA_TYPE]
+            found.append(errors.MALFORMED_JSON)
+        if self.body is not None or self.takes:
+            found.append(errors.UNSUPPORTED_MEDIA_TYPE)
         if self.method != "GET":
             found.append(errors.STORAGE_FULL)
         return tuple(sorted(set(found), key=lambda entry: (entry.status, entry.code)))

@@ -16,7 +16,7 @@ from functools import partial
 
 import trio
 
-from config.limits import AUTH_SECONDS_MAX
+from config.limits import AUTH_SECONDS_MAX, WATCHED_MAX
 from gearlink.protocol import (
     Auth,
     AuthOk,
@@ -27,17 +27,21 @@ from gearlink.protocol import (
     SyncDone,
     TypingStart,
     TypingStop,
+    WatchPresence,
 )
-from gearlink.sdk.connection import NOT_AUTHENTICATED_CODE, TOO_BIG_CODE, Connection, Lost, hold
+from gearlink.sdk.connection import NOT_AUTHENTICATED_CODE, TOO_BIG_CODE, Connection, Lost, UnknownEvent, hold
 from gearlink.sdk.failures import Refused, Unreachable
 from gearlink.sdk.inbox import Event, Inbox, reloads
 from gearlink.sdk.options import Backoff, Options
-from gearlink.sdk.outbox import Marks, Outbox, Sent, checked_send, told_seconds
-from gearlink.sdk.rest import Rest
+from gearlink.sdk.outbox import told_seconds
+from gearlink.sdk.polling import Polled
+from gearlink.sdk.sending import Sending
 from gearlink.sdk.state import MemoryState, State, StateStore
 
 REJECTED_TOKENS_MAX = 2  # sockets in a row that refuse a token fresh from the server: trying on would not help
 RETRY_SECONDS = 1.0
+POLL_SECONDS = 25.0
+WATCH_REF = "watch"  # so that a refusal of it is known from others
 
 OnChange = Callable[[bool, str], None]
 
@@ -57,17 +61,14 @@ class Events:
         return await self._inbox.next()
 
 
-class Client(Rest):
+class Client(Sending):
     """Made by `open_client`. The calls over HTTP work at once, sending and events inside of `connect()`."""
 
     def __init__(self, server: str, store: StateStore, state: State, options: Options) -> None:
         super().__init__(server, store, state, options)
-        self._outbox = Outbox(options)
-        self._marks = Marks(options)
         self._typing: dict[str, bool] = {}
-        self._unsaved = trio.Event()
-        self._inbox = Inbox(state, options, self._outbox, self._marks, self._note_change)
-        self._slots = trio.Semaphore(options.sends_in_flight_max)
+        self._watched: list[str] = []
+        self._watch_at: float | None = None  # when it is to be said
         self._backoff = Backoff(options)
         self._online: Connection | None = None
         self._goodbye: float | None = None
@@ -91,29 +92,6 @@ class Client(Rest):
                 raise self._inbox.failure
             await self._inbox.changed()
 
-    async def send(
-        self,
-        conversation_id: str,
-        text: str,
-        temp_id: str | None = None,
-        reply_to_id: str | None = None,
-        mentions: Sequence[str] = (),
-    ) -> Sent:
-        """Sends `text`, over as many sockets as it takes, and returns once it is on the server's disk. At most
-        `sends_in_flight_max` are on their way; further callers wait. Raises Refused if the server says a final no. If it
-        is cancelled, nobody knows whether the message was sent; sending again with the same `temp_id` is safe."""
-        self._require_connect()
-        frame = checked_send(conversation_id, text, temp_id or self._options.new_temp_id(), reply_to_id, mentions)
-        async with self._slots:
-            if self._inbox.failure is not None:
-                raise self._inbox.failure
-            entry = self._outbox.add(frame)
-            self._inbox.notify()
-            try:
-                return await entry.outcome()
-            finally:
-                self._outbox.remove(entry)
-
     def events(self) -> Events:
         """What happens, in order: `gearlink.protocol` structs. An event counts as taken, and is acknowledged, when the
         next one is asked for or `connect()` is left without an error. Own messages of this device are not among them,
@@ -133,6 +111,21 @@ class Client(Rest):
         if self._online is not None:
             self._typing[conversation_id] = active
             self._inbox.notify()
+
+    def watch(self, user_ids: Sequence[str]) -> None:
+        """Whose presence is told from now on, in place of those before: `protocol.Presence` says how it is, then each
+        change. Told to the server on every new socket. Raises ValueError for more than `WATCHED_MAX`."""
+        self._require_connect()
+        if len(user_ids) > WATCHED_MAX:
+            raise ValueError(f"at most {WATCHED_MAX} users can be watched")
+        self._watched, self._watch_at = list(user_ids), trio.current_time()
+        self._inbox.notify()
+
+    def poll(self, wait_seconds: float = POLL_SECONDS) -> Polled:
+        """`events()` for programs without a socket: see `Polled`. Not while `connect()` is open."""
+        if self._inbox.open:
+            raise RuntimeError("this client is connected: its events come from `events()`")
+        return Polled(self, self._note_change, wait_seconds)
 
     @contextlib.asynccontextmanager
     async def connect(self, on_change: OnChange | None = None) -> AsyncIterator["Client"]:
@@ -225,6 +218,7 @@ class Client(Rest):
         self._outbox.begin()
         self._marks.begin(now)
         self._typing.clear()
+        self._watch_at = now if self._watched else None
         self._online = connection
         self._tell(True, "")
         self._inbox.notify()
@@ -267,7 +261,7 @@ class Client(Rest):
             if isinstance(frame, SyncDone):
                 self._inbox.synced(frame, await self._heads(frame))
                 self._backoff.reset()
-            elif isinstance(frame, Event):
+            elif isinstance(frame, Event | UnknownEvent):
                 self._inbox.accept(frame)
             else:
                 self._notice(frame)
@@ -285,6 +279,8 @@ class Client(Rest):
             now = trio.current_time()
             if isinstance(frame.temp_id, str):
                 self._outbox.refuse(frame, now)
+            elif frame.ref == WATCH_REF:
+                self._watch_at = now + (told_seconds(frame) or RETRY_SECONDS) if frame.retryable else None
             elif frame.retryable:
                 self._marks.again(now, told_seconds(frame) or RETRY_SECONDS)
             self._inbox.notify()
@@ -321,12 +317,17 @@ class Client(Rest):
         for conversation_id, active in typing.items():
             form = TypingStart if active else TypingStop
             frames.append(form(conversation_id=conversation_id))
+        if self._watch_at is not None and self._watch_at <= now:
+            self._watch_at = None
+            frames.append(WatchPresence(user_ids=self._watched, ref=WATCH_REF))
         if self._goodbye is None and (send := self._outbox.next(now)) is not None:
             frames.append(send)
         return frames
 
     def _wake_at(self, now: float) -> float:
-        times = [at for at in (self._marks.wake_at, self._outbox.wake_at) if at is not None and at > now]
+        times = [
+            at for at in (self._marks.wake_at, self._outbox.wake_at, self._watch_at) if at is not None and at > now
+        ]
         return min(times, default=float("inf"))
 
     async def _renew_on_socket(self, connection: Connection, shown: str) -> None:
@@ -363,9 +364,6 @@ class Client(Rest):
 
     # --- remembering --------------------------------------------------------------------------------------------------
 
-    def _note_change(self) -> None:
-        self._unsaved.set()
-
     async def _keep_saved(self) -> None:
         """Saves the state soon after it changed, at most once in `save_every_seconds`."""
         while True:
@@ -381,10 +379,6 @@ class Client(Rest):
         if self._unsaved.is_set():
             with trio.CancelScope(shield=True, deadline=trio.current_time() + self._options.save_seconds_max):
                 await self._save()
-
-    def _require_connect(self) -> None:
-        if not self._inbox.open:
-            raise RuntimeError("this works inside of `async with client.connect()`")
 
 
 @contextlib.asynccontextmanager

@@ -45,6 +45,17 @@ class Lost(Exception):
         self.at_once = at_once
 
 
+class UnknownEvent(msgspec.Struct, rename="camel"):
+    """A frame of a type that is newer than this SDK, but has a number in a log: it is no hole there."""
+
+    type: str
+    conversation_id: str
+    sequence_number: int
+
+
+_unknown_decoder = msgspec.json.Decoder(UnknownEvent)
+
+
 class Connection:
     """An open socket. `say` waits only while the queue of writes is full; `hear` gives the next frame of a known type."""
 
@@ -65,8 +76,9 @@ class Connection:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise self._ended() from None
 
-    async def hear(self) -> AnyServerFrame:
-        """The next frame; frames of unknown types are skipped, as the contract asks. Raises Lost."""
+    async def hear(self) -> AnyServerFrame | UnknownEvent:
+        """The next frame; those of unknown types are skipped, as the contract asks, unless they have a number in a log.
+        Raises Lost."""
         while True:
             try:
                 data = await self._socket.get_message()
@@ -74,7 +86,7 @@ class Connection:
                 raise self._ended() from None
             self.heard_at = trio.current_time()
             try:
-                frame = decode_server(data)
+                frame = decode_server(data) or _unknown(data)
             except (msgspec.DecodeError, UnicodeError, RecursionError):
                 raise Lost("the server sent a frame that cannot be read") from None
             if frame is not None:
@@ -123,6 +135,13 @@ class Connection:
         if closed is None or closed.code == 1006:  # RFC 6455 §7.4.1: no close frame was seen
             return Lost("the connection broke")
         return Lost(closed.reason or f"the server closed the connection ({closed.code})", code=closed.code)
+
+
+def _unknown(data: bytes | str) -> UnknownEvent | None:
+    try:
+        return _unknown_decoder.decode(data)
+    except msgspec.ValidationError:
+        return None
 
 
 async def hold(server: str, options: Options, life: Callable[[Connection], Awaitable[None]]) -> Lost:

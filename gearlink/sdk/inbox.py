@@ -6,7 +6,8 @@ the caller asks for the next one. A hole is never passed on: it is filled by a r
 the caller is told to reload that conversation. It does no I/O.
 
 While the buffer is full the socket is not read, except if messages wait for their answers, which come on the same socket:
-then events are put aside, to be resumed when there is room, and short-lived ones (typing, receipts) are dropped.
+then events are put aside, to be resumed when there is room, and short-lived ones (typing, receipts) are dropped. An event
+of a type that is newer than this SDK takes its number and is shown to nobody.
 """
 
 from collections import OrderedDict, deque
@@ -17,24 +18,32 @@ import trio
 
 from config.limits import CURSORS_MAX
 from gearlink import protocol
-from gearlink.protocol import AnyServerFrame, MessageView
+from gearlink.protocol import AnyServerFrame
+from gearlink.sdk.connection import UnknownEvent
 from gearlink.sdk.failures import Refused
 from gearlink.sdk.options import Options
 from gearlink.sdk.outbox import Marks, Outbox
 from gearlink.sdk.state import State
+from gearlink.views import MessageView
 
 Event = (
-    protocol.MessageNew | protocol.MessageDelivered | protocol.MessageRead | protocol.Typing
-    | protocol.ConversationCreated | protocol.ConversationUpdated | protocol.ConversationDeleted | protocol.MemberJoined
-    | protocol.MemberChanged | protocol.MemberLeft | protocol.DeviceAdded | protocol.DeviceRemoved | protocol.SyncDone
+    protocol.MessageNew | protocol.MessageEdited | protocol.MessageDeleted | protocol.MessageExpired
+    | protocol.MessagePinned | protocol.MessageUnpinned | protocol.ReactionAdded | protocol.ReactionRemoved
+    | protocol.PollChanged | protocol.MessageDelivered | protocol.MessageRead | protocol.Typing | protocol.Presence
+    | protocol.ConversationCreated | protocol.ConversationUpdated | protocol.ConversationPreferences
+    | protocol.ConversationDeleted | protocol.MemberJoined | protocol.MemberChanged | protocol.MemberLeft
+    | protocol.JoinRequested | protocol.JoinSettled | protocol.ThreadWasRead | protocol.DraftChanged
+    | protocol.ScheduledChanged | protocol.ScheduledRemoved | protocol.ContactChanged | protocol.ContactRemoved
+    | protocol.BlockAdded | protocol.BlockRemoved | protocol.PrivacyChanged | protocol.DeviceAdded
+    | protocol.DeviceRemoved | protocol.SyncDone
 )  # fmt: skip
 Numbered = (
-    protocol.MessageNew
-    | protocol.ConversationUpdated
-    | protocol.MemberJoined
-    | protocol.MemberChanged
-    | protocol.MemberLeft
-)
+    protocol.MessageNew | protocol.MessageEdited | protocol.MessageDeleted | protocol.MessageExpired
+    | protocol.MessagePinned | protocol.MessageUnpinned | protocol.ReactionAdded | protocol.ReactionRemoved
+    | protocol.PollChanged | protocol.ConversationUpdated | protocol.MemberJoined | protocol.MemberChanged
+    | protocol.MemberLeft | UnknownEvent
+)  # fmt: skip
+"""What has a number in a log. A deletion has one only if it is for everyone: see `number_of`."""
 RECEIPTS_REMEMBERED_MAX = 10_000
 OWN_REMEMBERED_MAX = 10_000  # of a conversation; one that was forgotten may come back as an event
 
@@ -63,7 +72,7 @@ class Position:
 class Item:
     """An event on its way to the caller. `heads`: where conversations begin anew once it is taken."""
 
-    event: Event
+    event: Event | UnknownEvent
     epoch: str
     conversation_id: str | None = None
     sequence: int | None = None
@@ -113,6 +122,11 @@ class Inbox:
         return len(self._items) >= self._options.events_buffered_max
 
     @property
+    def _crammed(self) -> bool:
+        """Twice full, with what has no number and is not told again: there is an end to that, too."""
+        return len(self._items) >= 2 * self._options.events_buffered_max
+
+    @property
     def resume_due(self) -> bool:
         """Events were put aside, and there is room for them again."""
         return self.lagging and len(self._items) <= self._options.events_buffered_max // 2
@@ -139,10 +153,10 @@ class Inbox:
         for position in self._positions.values():
             position.held.clear()
 
-    def accept(self, frame: Event) -> None:
+    def accept(self, frame: Event | UnknownEvent) -> None:
         """One event of the socket, except the end of a replay."""
-        if isinstance(frame, Numbered):
-            self._accept_numbered(frame)
+        if isinstance(frame, Numbered) and (number := number_of(frame)) is not None:
+            self._accept_numbered(frame, *number)
         elif isinstance(frame, protocol.Typing):
             if not self.full:
                 self._put(Item(frame, self.epoch))
@@ -158,7 +172,9 @@ class Inbox:
         elif isinstance(frame, protocol.ConversationDeleted):
             self._forget(frame.conversation_id)
             self._put(Item(frame, self.epoch, frame.conversation_id))
-        else:
+        elif self.full and (isinstance(frame, protocol.Presence) or self._crammed):
+            self.lagging = True  # the next socket is told how things are then
+        elif not isinstance(frame, UnknownEvent):
             self._put(Item(frame, self.epoch))
 
     def synced(self, frame: protocol.SyncDone, heads: dict[str, int]) -> None:
@@ -214,17 +230,20 @@ class Inbox:
         self.settle()
         self._asking = True
         try:
-            while not self._items:
-                if self.failure is not None:
-                    raise self.failure
-                if not self.open:
-                    raise RuntimeError("events come inside of `async with client.connect()`")
-                await self._lot.park()
+            while True:
+                while not self._items:
+                    if self.failure is not None:
+                        raise self.failure
+                    if not self.open:
+                        raise RuntimeError("events come inside of `async with client.connect()`")
+                    await self._lot.park()
+                self._handed = self._items.popleft()
+                self.notify()
+                if not isinstance(event := self._handed.event, UnknownEvent):
+                    return event
+                self.settle()  # nobody but us can take it
         finally:
             self._asking = False
-        self._handed = self._items.popleft()
-        self.notify()
-        return self._handed.event
 
     def settle(self) -> None:
         """What the caller was handed last counts as taken: it is saved, and the server may be told."""
@@ -247,8 +266,7 @@ class Inbox:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _accept_numbered(self, frame: Numbered) -> None:
-        conversation_id, sequence = number_of(frame)
+    def _accept_numbered(self, frame: Numbered, conversation_id: str, sequence: int) -> None:
         mine = isinstance(frame, protocol.MessageNew) and self._is_own(frame.message)
         position = self._position(conversation_id)
         if mine:
@@ -362,7 +380,7 @@ class Inbox:
         in another process) is an event like any other."""
         return message.sender_device_id == self._state.device_id and self._outbox.seen(message)
 
-    def _ends(self, event: Event) -> bool:
+    def _ends(self, event: Event | UnknownEvent) -> bool:
         """Whether this device sees no more of the conversation after it."""
         if isinstance(event, protocol.ConversationDeleted):
             return True
@@ -379,10 +397,12 @@ class Inbox:
         self.notify()
 
 
-def number_of(frame: Numbered) -> tuple[str, int]:
-    """`(conversation_id, sequence)` of an event of the log."""
+def number_of(frame: Numbered) -> tuple[str, int] | None:
+    """`(conversation_id, sequence)` of an event of the log; None for a deletion from one's own sight alone."""
     if isinstance(frame, protocol.MessageNew):
         return frame.message.conversation_id, frame.message.sequence_number
+    if not isinstance(frame.sequence_number, int):
+        return None
     return frame.conversation_id, frame.sequence_number
 
 

@@ -6,16 +6,17 @@ highest of each conversation is kept, sent together after a short while, and rep
 answers them. It does no I/O: `next` says what goes now, `wake_at` when to ask again.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 import trio
 
-from config.limits import CONTENT_BYTES_MAX, MENTIONS_MAX, TEMP_ID_CHARS_MAX
-from gearlink.protocol import Ack, ClientFrame, Error, MarkRead, MessageView, Send, SendAck
+from config.limits import CONTENT_BYTES_MAX, TEMP_ID_CHARS_MAX
+from gearlink.complaints import split_validation_error
+from gearlink.protocol import Ack, ClientFrame, Error, MarkRead, Send, SendAck
 from gearlink.sdk.failures import Refused
 from gearlink.sdk.options import Backoff, Options
+from gearlink.views import MessageView
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,27 +220,20 @@ def told_seconds(error: Error) -> float | None:
     return error.retry_after_ms / 1000 if isinstance(error.retry_after_ms, int) else None
 
 
-def checked_send(
-    conversation_id: str, text: str, temp_id: str, reply_to_id: str | None, mentions: Sequence[str]
-) -> Send:
+def checked_send(frame: Send) -> Send:
     """The frame, checked here: one over the server's limits would end the socket, and be tried again for ever. Raises
     Refused `invalid-request`."""
     try:
-        size = len(text.encode())
+        size = len(frame.content.encode())
     except UnicodeEncodeError:
         raise Refused("invalid-request", 422, "The text is not valid Unicode") from None
     if not 0 < size <= CONTENT_BYTES_MAX:
         raise Refused("invalid-request", 422, f"A text has 1 to {CONTENT_BYTES_MAX} bytes in UTF-8")
-    if not 0 < len(temp_id) <= TEMP_ID_CHARS_MAX or len(mentions) > MENTIONS_MAX:
-        raise Refused("invalid-request", 422, f"tempId has 1 to {TEMP_ID_CHARS_MAX} characters, mentions {MENTIONS_MAX}")
-    frame = Send(
-        temp_id=temp_id,
-        conversation_id=conversation_id,
-        content=text,
-        reply_to_id=reply_to_id,
-        mentions=list(mentions) or None,
-    )
+    if not 0 < len(frame.temp_id) <= TEMP_ID_CHARS_MAX:
+        raise Refused("invalid-request", 422, f"tempId has 1 to {TEMP_ID_CHARS_MAX} characters")
     try:
         return msgspec.convert(msgspec.to_builtins(frame), Send)
-    except msgspec.ValidationError:
-        raise Refused("invalid-request", 422, "An id has the form of a UUID in lower case") from None
+    except msgspec.ValidationError as error:
+        path, message = split_validation_error(error, Send)
+        detail = f"{path}: {message}"
+        raise Refused("invalid-request", 422, detail, errors=[{"path": path, "message": message}]) from None

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from gearlink import calls
-from gearlink.protocol import Problem
 from gearlink.sdk.failures import Refused, Unreachable
+from gearlink.views import Problem
 
 if TYPE_CHECKING:
     import httpx
@@ -32,10 +31,11 @@ def phone_hash(phone_number: str) -> str:
 
 
 def encoded(body: msgspec.Struct) -> bytes:
-    """The JSON of a request; keys whose value is None are left out unless giving a value up is their meaning."""
+    """The JSON of a request; keys that are None because nobody set them are left out. Where the default is another one,
+    None was meant: it gives a value up."""
+    unset = {field.encode_name for field in msgspec.structs.fields(body) if field.default is None}
     fields = msgspec.to_builtins(body)
-    if not isinstance(body, calls.ProfileForm | calls.ConversationChange):
-        fields = {key: value for key, value in fields.items() if value is not None}
+    fields = {key: value for key, value in fields.items() if value is not None or key not in unset}
     try:
         return msgspec.json.encode(fields)
     except UnicodeEncodeError:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 
-from tests.bench import standing, talking
+from tests.bench import crowds, opening, standing, talking
 from tests.bench.report import Figure, save
 from tests.bench.stage import FULL, SHORT, Stage, open_stage
 from tests.bench.wire import BenchFailed
@@ -22,6 +22,11 @@ BENCHES: dict[str, Callable[[Stage], list[Figure]]] = {
     "start": standing.start,
     "rest": standing.rest,
     "history": standing.history,
+    "join": crowds.join,
+    "reactions": crowds.reactions,
+    "presence": crowds.presence,
+    "open": opening.conversation,
+    "lists": opening.lists,
 }
 
 
@@ -35,7 +40,7 @@ def _options() -> argparse.Namespace:
         epilog="\n".join(["benches:", *(f"  {name:14} {bench.__doc__}" for name, bench in BENCHES.items())]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--short", action="store_true", help="a minute instead of several; for a first impression")
+    parser.add_argument("--short", action="store_true", help="some seconds for each bench; for a first impression")
     parser.add_argument("--only", metavar="NAME[,NAME]", default=",".join(BENCHES), help="these benches alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures with all samples to FILE as well")
     parser.add_argument("--dir", type=Path, metavar="DIR", help="measure the disk of DIR (default: the temporary one)")

@@ -8,12 +8,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.bench.seeding import Sowing, phone_number, sow
 from tests.bench.wire import BenchFailed, Http
 from tests.process import REPOSITORY, ServerProcess, running
 
@@ -26,10 +27,12 @@ class Scale:
     seconds: float
     sockets: int
     history: int
+    amended: tuple[int, ...]  # the messages of conversations that are opened
+    calls: int  # of each kind that are timed one by one, in each repetition
 
 
-FULL = Scale(repetitions=5, seconds=4.0, sockets=10_000, history=100_000)
-SHORT = Scale(repetitions=3, seconds=1.5, sockets=1_000, history=20_000)
+FULL = Scale(repetitions=5, seconds=4.0, sockets=10_000, history=100_000, amended=(100, 10_000, 200_000), calls=200)
+SHORT = Scale(repetitions=3, seconds=1.5, sockets=1_000, history=20_000, amended=(100, 10_000), calls=50)
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,21 @@ class Stage:
             os.sched_setaffinity(0, {self.load_core})
 
     @contextmanager
-    def server(self, prefix: tuple[str, ...] = ()) -> Iterator["Served"]:
-        """A fresh server that can be used."""
+    def server(
+        self,
+        prefix: tuple[str, ...] = (),
+        *,
+        sowing: Sowing | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> Iterator["Served"]:
+        """A fresh server that can be used, with nothing in its store but what `sowing` has put there."""
         self._runs += 1
         home = self.directory / f"run-{self._runs}"
         home.mkdir()
+        if sowing is not None:
+            sow(home / "data", sowing)
         with self.on_server_core():
-            process = ServerProcess(home / "data", home / "log", prefix=prefix)
+            process = ServerProcess(home / "data", home / "log", prefix=prefix, settings=settings)
         with running(process):
             yield Served(process)
 
@@ -97,12 +108,12 @@ class Served:
         self._numbers = 0
 
     def sign_up(self, count: int) -> list[Person]:
-        """So many people, each on one device."""
+        """So many people, each on one device; those who were sown come first."""
         http = Http(self.port)
         people = []
         for _ in range(count):
             self._numbers += 1
-            number = f"+1555{1230000 + self._numbers:07}"
+            number = phone_number(self._numbers)
             asked = http.post("/api/v1/auth/verify/request", {"phoneNumber": number})
             form = {
                 "verificationId": asked["verificationId"],

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
 
-from tests.bench.report import Figure
+from tests.bench.report import Figure, percentile
 from tests.bench.stage import Stage, cpu_seconds
 from tests.bench.wire import (
     RECEIVE_BYTES,
@@ -145,10 +145,6 @@ def throughput(stage: Stage) -> list[Figure]:
 # --- how long one takes ----------------------------------------------------------------------------------------------
 
 
-def _percentile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
-
-
 @dataclass
 class _Echo:
     """A raw TCP connection to a process that sends back what it gets."""
@@ -223,9 +219,9 @@ def one_in_flight(stage: Stage) -> list[Figure]:
                 _receive_spinning(sender, lambda data, counter=counter: counter.feed(data) > 0)  # type: ignore[misc]
                 times.append((perf_counter_ns() - started) / 1e6)
                 _drain(listener)
-            acks.append(_percentile(times, 0.5))
-            echoes.append(_percentile(echo.times_ms(count), 0.5))
-            syncs.append(_percentile(sync_times_ms(stage.directory, count), 0.5))
+            acks.append(percentile(times, 0.5))
+            echoes.append(percentile(echo.times_ms(count), 0.5))
+            syncs.append(percentile(sync_times_ms(stage.directory, count), 0.5))
     return [
         Figure("ack, p50", "ms", tuple(acks), "one fdatasync of 300 bytes", tuple(syncs), 2.0, less_is_better=True),
         Figure("ack, p50, beside the network", "ms", tuple(acks), "a TCP echo", tuple(echoes), less_is_better=True),
@@ -254,11 +250,11 @@ def open_loop(stage: Stage) -> list[Figure]:
         _scheduled(sockets, conversation_id, 500, "warm")
         for repetition in range(stage.scale.repetitions):
             times = _scheduled(sockets, conversation_id, int(1000 * stage.scale.seconds), f"r{repetition}")
-            p50s.append(_percentile(times, 0.5))
-            p99s.append(_percentile(times, 0.99))
+            p50s.append(percentile(times, 0.5))
+            p99s.append(percentile(times, 0.99))
             raw = echo.times_ms(1000)
-            echoes50.append(_percentile(raw, 0.5))
-            echoes99.append(_percentile(raw, 0.99))
+            echoes50.append(percentile(raw, 0.5))
+            echoes99.append(percentile(raw, 0.99))
     name = "a TCP echo"
     return [
         Figure("send to receipt, p50", "ms", tuple(p50s), name, tuple(echoes50), 3.0, less_is_better=True),

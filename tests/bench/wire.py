@@ -12,6 +12,7 @@ import re
 import select
 import socket
 import zlib
+from time import perf_counter, perf_counter_ns
 from typing import Any
 
 RECEIVE_BYTES = 1 << 18
@@ -197,6 +198,54 @@ class Reader:
         return self.messages.feed(data)
 
 
+class Crowd:
+    """Many open sockets, of which it is counted what they hear."""
+
+    def __init__(self, sockets: list[Socket]) -> None:
+        self.sockets = sockets
+        self._poll = select.epoll()
+        self._places = {each.raw.fileno(): place for place, each in enumerate(sockets)}
+        for each in sockets:
+            each.set_loose()
+            self._poll.register(each.raw.fileno(), select.EPOLLIN)
+
+    def hear(self, pattern: bytes, count: int = 1, *, noted: bytes = b"") -> tuple[float, list[float]]:
+        """Reads until each socket was sent `pattern` so often.
+
+        The time when the last one was, and the times at which the last of the sockets was sent `noted`, of `perf_counter`.
+        Raises BenchFailed if nothing comes any more.
+        """
+        counters = [Counter(pattern) for _ in self.sockets]
+        listener, times, missing = Counter(noted or pattern), list[float](), len(self.sockets)
+        while missing:
+            ready = self._poll.poll(TIMEOUT_SECONDS)
+            if not ready:
+                raise BenchFailed(f"{missing:,} of {len(self.sockets):,} sockets did not hear {pattern.decode()}")
+            for number, _event in ready:
+                place = self._places[number]
+                data = self.sockets[place].raw.recv(RECEIVE_BYTES)
+                if not data:
+                    raise BenchFailed("the server closed a socket")
+                if place == len(self.sockets) - 1:
+                    times += [perf_counter()] * listener.feed(data)
+                before = counters[place].count
+                counters[place].feed(data)
+                missing -= before < count <= counters[place].count
+        return perf_counter(), times
+
+    def drain(self, quiet_seconds: float) -> None:
+        """Reads until for so long nothing has come."""
+        while ready := self._poll.poll(quiet_seconds):
+            for number, _event in ready:
+                if not self.sockets[self._places[number]].raw.recv(RECEIVE_BYTES):
+                    raise BenchFailed("the server closed a socket")
+
+    def close(self) -> None:
+        self._poll.close()
+        for each in self.sockets:
+            each.close()
+
+
 class Http:
     """One keep-alive connection, for REST calls one after the other."""
 
@@ -225,22 +274,32 @@ class Http:
         self._buffer = rest[length:]
         return rest[:length]
 
-    def _call(self, request: bytes) -> Any:
+    def request(self, method: str, path: str, form: dict[str, Any] | None = None) -> bytes:
+        """The bytes of any call, with a form as JSON if there is one."""
+        body = b"" if form is None else json.dumps(form).encode()
+        kind = "" if form is None else "Content-Type: application/json\r\n"
+        head = f"{method} {path} HTTP/1.1\r\n{self._fields}{kind}Content-Length: {len(body)}\r\n"
+        return head.encode() + b"\r\n" + body
+
+    def call(self, request: bytes) -> bytes:
+        """Sends a request; the body of its answer. Raises BenchFailed."""
         self.raw.sendall(request)
         while True:
             data = self.raw.recv(RECEIVE_BYTES)
             if not data:
                 raise BenchFailed("the server closed a connection")
             if (body := self.feed(data)) is not None:
-                return json.loads(body or b"null")
+                return body
+
+    def timed_ms(self, request: bytes) -> float:
+        """As `call`; the milliseconds from the first byte that is sent to the last that comes."""
+        started = perf_counter_ns()
+        self.call(request)
+        return (perf_counter_ns() - started) / 1e6
 
     def post(self, path: str, form: dict[str, Any]) -> Any:
         """POST and its answer, one after the other."""
-        body = json.dumps(form).encode()
-        head = (
-            f"POST {path} HTTP/1.1\r\n{self._fields}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        )
-        return self._call(head.encode() + b"\r\n" + body)
+        return json.loads(self.call(self.request("POST", path, form)) or b"null")
 
     def close(self) -> None:
         self.raw.close()

@@ -17,20 +17,10 @@ import trio
 from config import limits
 from gearlink.clock import new_id
 from storage.embedded import open_store
+from storage.events import MemberLeft, Message, MessageEdited, MessagesExpired, Plain
 from storage.keys import TABLES
-from storage.records import (
-    Account,
-    Appended,
-    Delivery,
-    DeviceRemoved,
-    Head,
-    Invite,
-    LogEntry,
-    Member,
-    MemberLeft,
-    Notice,
-    Username,
-)
+from storage.notices import Appended, DeviceRemoved, Notice
+from storage.records import Account, Amendment, Delivery, Head, Invite, LogEntry, Member, Username
 from storage.store import Outcome, Store, Transaction
 from tests.changes import ANN, BOB, ROOM, Refused, appending, message, putting
 from tests.fakes import FakeStore
@@ -276,6 +266,44 @@ async def test_the_head_knows_the_newest_event_and_the_newest_message(store: Sto
 
     await store.write(change)
     assert await store.get(Head, ROOM) == Head(ROOM, 3, 2, 30)
+
+
+async def test_an_amendment_takes_its_number_in_the_log_and_rewrites_what_it_is_about(store: Store) -> None:
+    told: list[Appended] = []
+    store.listen(lambda notices: told.extend(each for each in notices if isinstance(each, Appended)))
+    await store.write(appending(ROOM, ROOM))
+    original = await store.get(LogEntry, ROOM, 1)
+    assert original is not None and isinstance(original.event, Message)
+    edited = LogEntry(ROOM, 1, msgspec.structs.replace(original.event, content=Plain("better"), edited_at=9))
+
+    async def change(tx: Transaction) -> None:
+        edit = MessageEdited(new_id(), ANN, 9, original.event.event_id, 1)
+        assert await tx.append(ROOM, edit, edited) == 3
+        assert await tx.append(ROOM, message(at=12)) == 4
+
+    await store.write(change)
+    assert await store.get(LogEntry, ROOM, 1) == edited
+    assert [entry.sequence for entry in await store.scan(LogEntry, ROOM, limit=9)] == [1, 2, 4]
+    assert [entry.sequence for entry in await store.scan(Amendment, ROOM, limit=9)] == [3]
+    assert [(each.entry.sequence, each.subject) for each in told[2:]] == [(3, edited), (4, None)]
+    assert await store.get(Head, ROOM) == Head(ROOM, 4, 4, 12)
+
+
+async def test_an_amendment_is_no_activity_and_what_a_message_replies_to_is_told_but_not_written(store: Store) -> None:
+    told: list[Appended] = []
+    store.listen(lambda notices: told.extend(each for each in notices if isinstance(each, Appended)))
+    await store.write(appending(ROOM))
+    quoted = told[0].entry
+    lie = LogEntry(ROOM, 1, msgspec.structs.replace(quoted.event, content=Plain("never said")))
+
+    async def change(tx: Transaction) -> None:
+        await tx.append(ROOM, message(at=20), lie)
+        await tx.append(ROOM, MessagesExpired(new_id(), ANN, 90, ("x",)))
+
+    await store.write(change)
+    assert await store.get(LogEntry, ROOM, 1) == quoted
+    assert told[1].subject == lie
+    assert await store.get(Head, ROOM) == Head(ROOM, 3, 2, 20)
 
 
 # --- reads inside a change -------------------------------------------------------------------------------------------

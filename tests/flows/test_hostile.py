@@ -17,7 +17,9 @@ from gearlink.clock import new_id
 from gearlink.hub import Hub, Session
 from gearlink.journal import Metrics
 from gearlink.outbox import Outbox
-from tests.fakes import FakeClock
+from gearlink.presence import Presence
+from gearlink.pressure import Pressure
+from tests.fakes import FakeClock, FakeStore
 from tests.house import SECONDS_MAX, House, Person, RawSocket, Wire, open_house, open_raw_socket, open_wire
 
 UNREADABLE = {
@@ -75,7 +77,7 @@ async def test_a_frame_of_an_unknown_type_is_refused_as_such_and_never_closes_th
     [ann] = await house.people(1)
     async with ann.wire() as wire:
         for _ in range(limits.MALFORMED_FRAMES_MAX + 1):
-            await wire.say("presence:watch", userIds=[], ref="r-1")
+            await wire.say("call:start", userIds=[], ref="r-1")
             refused = await wire.hear("error")
             assert (refused["code"], refused["ref"]) == ("unknown-type", "r-1")
         assert await wire.fence() == []
@@ -433,7 +435,9 @@ def _seated(hub: Hub, conversation: str) -> tuple[Session, Any]:
 
 @pytest.fixture
 async def hub(nursery: trio.Nursery) -> Hub:
-    made = Hub(FakeClock(), Metrics(), heartbeat_seconds=30, connections_per_user=0)
+    clock, metrics = FakeClock(), Metrics()
+    presence = Presence(FakeStore(), clock, Pressure(metrics, lambda: 0))
+    made = Hub(clock, metrics, presence, heartbeat_seconds=30, connections_per_user=0)
     nursery.start_soon(made.flusher.run)
     nursery.start_soon(made.sweep)
     return made

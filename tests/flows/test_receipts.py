@@ -16,7 +16,7 @@ async def mark(house: House, wire: Wire, kind: str, conversation: str, sequence:
     """Says `kind`, and returns when it has been stored and told."""
     await wire.say(kind, conversationId=conversation, sequenceNumber=sequence)
     assert await wire.fence() == []
-    await house.app.receipts.flush()
+    await house.app.domain.receipts.flush()
 
 
 async def states(person: Person, message: str) -> dict[str, dict[str, Any]]:
@@ -155,7 +155,7 @@ async def test_strangers_can_mark_nothing(house: House) -> None:
             for place in (conversation, new_id()):
                 await wire.say(kind, conversationId=place, sequenceNumber=1)
                 await wire.refused("not-found")
-        await house.app.receipts.flush()
+        await house.app.domain.receipts.flush()
         assert await sender.fence() == []
     assert (await eve.http.put(f"/conversations/{conversation}/read", json={"sequenceNumber": 1})).status_code == 404
 
@@ -175,7 +175,7 @@ async def test_marks_of_one_moment_are_stored_and_told_together(
             for sequence in acks:
                 await mover.say("message:ack", conversationId=conversation, sequenceNumber=sequence)
             assert await mover.fence() == [] and await sender.fence() == []
-            await house.app.receipts.flush()
+            await house.app.domain.receipts.flush()
             [frame] = await sender.fence()
             assert (frame["type"], frame["sequenceNumber"]) == ("message:delivered", 50)
 
@@ -202,6 +202,51 @@ async def test_a_mark_that_was_on_its_way_when_its_device_left_is_forgotten(hous
         await wire.say("message:read", conversationId=conversation, sequenceNumber=1)
         await wire.fence()
         await bob.http.delete(f"/conversations/{conversation}/members/{bob.id}")
-        await house.app.receipts.flush()
+        await house.app.domain.receipts.flush()
         assert "member:left" in [frame["type"] for frame in await sender.fence()]
     assert [member["userId"] for member in (await ann.view(conversation))["members"]] == [ann.id]
+
+
+async def test_a_read_that_is_kept_reaches_the_readers_other_devices_and_nobody_else(house: House) -> None:
+    ann, bob = await house.people(2)
+    tablet = await bob.another_device()
+    conversation = await ann.open("direct", bob)
+    message = (await ann.post(conversation, "x", "t-1")).json()["id"]
+    await bob.http.patch("/users/me/privacy", json={"readReceipts": False})
+    async with ann.wire() as sender, bob.wire() as phone, tablet.wire() as wire:
+        await mark(house, phone, "message:read", conversation, 1)
+        assert [frame["type"] for frame in await sender.fence()] == ["message:delivered"]
+        assert (await wire.hear("message:read"))["userId"] == bob.id
+        assert await phone.fence() == []
+    assert (await states(ann, message))[bob.id]["status"] == "DELIVERED"
+    assert (await bob.view(conversation))["unreadCount"] == 0
+    async with ann.wire(cursors={conversation: 1}) as sender:
+        assert "message:read" not in [frame["type"] for frame in sender.missed]
+
+
+async def test_a_stranger_hears_of_no_receipt_before_there_is_an_answer(house: House) -> None:
+    ann, bob = await house.people(2)
+    await bob.http.patch("/users/me/privacy", json={"receiptsToStrangers": False})
+    conversation = await ann.open("direct", bob)
+    first = (await ann.post(conversation, "x", "t-1")).json()["id"]
+    async with ann.wire() as sender, bob.wire() as reader:
+        await mark(house, reader, "message:read", conversation, 1)
+        assert await sender.fence() == []
+        assert (await states(ann, first))[bob.id] == {"status": "SENT"}
+        await reader.send(conversation, "hello", "t-2")
+        await sender.hear("message:new")
+        assert (await states(ann, first))[bob.id]["status"] == "READ"
+        await mark(house, reader, "message:read", conversation, 2)
+        assert [frame["type"] for frame in await sender.fence()] == ["message:delivered", "message:read"]
+
+
+async def test_after_a_block_nothing_is_told_of_marks_in_the_direct_conversation(house: House) -> None:
+    ann, bob = await house.people(2)
+    conversation = await ann.open("direct", bob)
+    message = (await ann.post(conversation, "x", "t-1")).json()["id"]
+    await bob.http.put(f"/blocks/{ann.id}")
+    async with ann.wire() as sender, bob.wire() as reader:
+        await mark(house, reader, "message:read", conversation, 1)
+        assert await sender.fence() == []
+    assert (await states(ann, message))[bob.id] == {"status": "SENT"}
+    assert (await bob.view(conversation))["unreadCount"] == 0

@@ -37,7 +37,7 @@ async def take(house: House, wire: Wire, conversation: str, sequence: int) -> No
     """The device says how far it has come, and that is stored."""
     await wire.say("message:ack", conversationId=conversation, sequenceNumber=sequence, ref="take")
     await wire.hear("ok")
-    await house.app.receipts.flush()
+    await house.app.domain.receipts.flush()
 
 
 # --- positions -------------------------------------------------------------------------------------------------------
@@ -444,7 +444,7 @@ async def test_marks_that_moved_meanwhile_are_told_at_the_next_connect(house: Ho
     async with bob.wire() as reader:
         await reader.say("message:read", conversationId=conversation, sequenceNumber=1, ref="r-1")
         await reader.hear_until("ok")
-        await house.app.receipts.flush()
+        await house.app.domain.receipts.flush()
     form = {"refreshToken": ann.refresh_token}  # as after any longer absence
     ann.access_token = (await ann.http.post("/auth/refresh", json=form)).json()["accessToken"]
     async with ann.wire() as wire:
@@ -467,10 +467,11 @@ async def test_a_conversation_is_introduced_as_it_stands(house: House) -> None:
 async def test_nothing_is_told_before_the_answer_to_auth(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     ann, bob = await house.people(2)
 
-    async def busy(_actor: Actor) -> None:
+    async def busy(_actor: Actor) -> int:
         await ann.open("direct", bob)  # while Bob's socket is on its way in
+        return 0
 
-    monkeypatch.setattr(house.app.accounts, "seen", busy)
+    monkeypatch.setattr(house.app.domain.accounts, "connected_at", busy)
     async with bob.wire(synced=False) as wire:
         await wire.hear("auth:ok")
         assert [frame["type"] for frame in await wire.hear_until("sync:done")] == ["conversation:created", "sync:done"]

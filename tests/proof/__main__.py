@@ -14,6 +14,7 @@ import trio
 from tests.process import ServerFailed
 from tests.proof import checker, trace
 from tests.proof.client import Unexpected
+from tests.proof.records import RoomRecords
 from tests.proof.rounds import Proof, Violated
 
 _SHORT_SECONDS, _FULL_SECONDS = 30.0, 300.0
@@ -34,7 +35,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="what chance begins with")
     parser.add_argument(
         "--sabotage",
-        choices=("drop", "duplicate", "reorder"),
+        choices=checker.SABOTAGES,
         help="tamper with the records before they are judged: the proof has to fail then",
     )
     parser.add_argument("--no-trace", action="store_true", help="leave the trace of system calls out")
@@ -70,6 +71,28 @@ def _prove(options: argparse.Namespace, directory: Path) -> None:
         f"answered again {repeated:,}, each the same; stored {stored:,}; heard on sockets {heard:,}, each once and in "
         f"order; watermarks {len(ledger.marks):,}, none backwards; {monotonic() - started:.0f} s"
     )
+    tell(f"lively room: {_lively(ledger.room)}")
+
+
+def _lively(room: RoomRecords) -> str:
+    """What was acknowledged in the lively room and found right."""
+    done = [deed.what for deed in room.deeds if deed.answered]
+    answered = [saying for saying in room.sayings.values() if saying.answered]
+    figures = {
+        "edits": done.count("text"),
+        "deletions": done.count("deleted"),
+        "reactions": sum(what not in ("text", "deleted", "pinned", "vote") for what in done),
+        "votes": done.count("vote"),
+        "pins": done.count("pinned"),
+        "scheduled, each sent once": sum(saying.send_at > 0 for saying in answered),
+        "expired": sum(saying.expires_at > 0 for saying in answered),
+        "readings": len(room.readings),
+        "counts checked": len(room.counts),
+        "replays without a gap": len(room.replays),
+    }
+    if missing := [name for name, figure in figures.items() if not figure]:
+        raise Violated([f"the run holds no {name}: it proves nothing of them" for name in missing])
+    return ", ".join(f"{name} {figure:,}" for name, figure in figures.items())
 
 
 def _violations(trouble: BaseException) -> list[str] | None:

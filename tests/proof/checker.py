@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 
+from tests.proof import room_checker
 from tests.proof.records import Ack, Connection, Event, Ledger
 
 Violations = Iterator[str]
@@ -197,14 +198,25 @@ CHECKS: tuple[Callable[[Ledger], Violations], ...] = (
     sockets_hear_everything_once_in_order,
     the_epoch_stays,
     watermarks_never_move_backwards,
+    *room_checker.CHECKS,
 )
 
 
 # --- can it fail? ----------------------------------------------------------------------------------------------------
 
 
+SABOTAGES = ("drop", "duplicate", "reorder", *room_checker.SABOTAGES)
+
+
 def sabotage(ledger: Ledger, kind: str) -> None:
-    """Tampers with the recorded histories as a bad server would have: `drop`, `duplicate` or `reorder`."""
+    """Tampers with the records, in one of `SABOTAGES`, as a bad server would have done."""
+    if kind in room_checker.SABOTAGES:
+        room_checker.SABOTAGES[kind](ledger.room)
+    else:
+        _sabotage_histories(ledger, kind)
+
+
+def _sabotage_histories(ledger: Ledger, kind: str) -> None:
     acked = {ack.message_id for ack in ledger.acks}
     conversation_id, place = next(
         (conversation_id, place)

@@ -7,10 +7,12 @@ the server dies under it, it comes back with its cursors and sends again what wa
 
 import json
 import random
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -82,6 +84,21 @@ def body_of(answer: httpx.Response) -> Any:
     return answer.json()
 
 
+def now_ms() -> int:
+    """Wall time, of the clock that the server goes by."""
+    return int(time.time() * 1000)
+
+
+def time_of(text: str) -> int:
+    """RFC 3339 text as wall time in ms."""
+    return round(datetime.fromisoformat(text).timestamp() * 1000)
+
+
+def rfc3339(at: int) -> str:
+    """Wall time in ms as RFC 3339 text."""
+    return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds")
+
+
 CodeOf = Callable[[str, str], Awaitable[str]]
 """Gives the code that was sent, by phone number and verification id."""
 
@@ -141,7 +158,7 @@ class Device:
             me, number = self.identity, self.world.next_socket()
             connection = Connection(number, me.user_id, me.device_id, dict(self.cursors), last=self._last)
             try:
-                async with _socket(self.world.url) as socket:
+                async with socket_to(self.world.url) as socket:
                     self.world.ledger.connections.append(connection)
                     await self._converse(socket, connection)
             except* (ConnectionClosed, HandshakeError, OSError, trio.BrokenResourceError, trio.TooSlowError):
@@ -303,7 +320,7 @@ class Device:
 
     async def ask_again(self, sent: Sent) -> None:
         """Repeats an acknowledged message on a socket of its own, and records the answer."""
-        async with _socket(self.world.url) as socket:
+        async with socket_to(self.world.url) as socket:
             head = {"type": "auth", "accessToken": self.identity.access_token, "cursors": dict(self.cursors)}
             await socket.send_message(json.dumps(head))
             await self._send(socket, sent)
@@ -331,7 +348,7 @@ class Device:
 
 
 @asynccontextmanager
-async def _socket(url: str) -> AsyncIterator[WebSocketConnection]:
+async def socket_to(url: str) -> AsyncIterator[WebSocketConnection]:
     """A WebSocket, closed without ceremony. What becomes of it is raised in a group."""
     async with trio.open_nursery() as nursery:
         with trio.fail_after(_WAIT_SECONDS):

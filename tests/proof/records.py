@@ -5,6 +5,7 @@ tampered with show whether it can see anything.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -68,6 +69,122 @@ class Mark:
     sequence: int
 
 
+# --- the lively room --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Saying:
+    """One message of the lively room. Its `mark` stands in every version of its text, and in no other message."""
+
+    mark: str
+    user_id: str
+    text: str
+    mentions: tuple[str, ...]
+    order: int
+    send_at: int = 0  # wall time in ms at which it was to go out; 0 for at once
+    expires_in: int = 0  # seconds
+    options: int = 0  # of its poll
+    answered: int = 0  # the order of the answer that promised it; 0 if none came
+    message_id: str = ""
+    sequence: int = 0
+    expires_at: int = 0  # once it is known
+
+
+@dataclass
+class Deed:
+    """One thing that somebody did to a message: `value` is what `what` of it is to be from then on."""
+
+    order: int
+    user_id: str
+    message_id: str
+    what: str  # "text", "deleted", "pinned", "vote", or an emoji
+    value: Any
+    answered: int = 0
+    refused: str = ""  # the code of the refusal
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A message of the lively room as GET shows it. `votes`: how many chose each option, then how many voted."""
+
+    message_id: str
+    sequence: int
+    user_id: str
+    text: str | None
+    mentions: tuple[str, ...] = ()
+    created_at: int = 0
+    expires_at: int = 0
+    is_deleted: bool = False
+    is_pinned: bool = False
+    reactions: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    votes: tuple[int, ...] = ()
+
+
+@dataclass
+class Reading:
+    """What one member was shown. `order`, `began_at` and `ended_at` (wall time in ms) are those of the asking."""
+
+    order: int
+    began_at: int
+    ended_at: int
+    user_id: str
+    shown: list[Shown]
+    is_whole: bool = True  # the history from its start to its end; else single messages
+    missing: list[str] = field(default_factory=list)  # ids that were asked for and not found
+    is_last: bool = False
+
+
+@dataclass(frozen=True)
+class Count:
+    """What a conversation told one member, while nothing moved: it is to fit `reading`."""
+
+    reading: Reading
+    user_id: str
+    read: int
+    unread: int
+    mentions: int
+    ended_at: int
+
+
+@dataclass
+class Told:
+    """One life of one socket, or one answer of REST: in order, which texts it told (`("text", mark)`), and of which
+    messages it said that they are gone (`("gone", message_id)`)."""
+
+    name: str
+    order: int  # of its beginning
+    began_at: int
+    said: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class Replay:
+    """The numbers of one conversation as a device was told them behind `after`, live or again; to the end if `upto`."""
+
+    name: str
+    conversation_id: str
+    device_id: str  # "" for one that sent nothing there
+    after: int
+    numbers: list[int] = field(default_factory=list)
+    upto: int = 0
+
+
+@dataclass
+class RoomRecords:
+    """What was done in the lively room, and what was seen of it."""
+
+    sayings: dict[str, Saying] = field(default_factory=dict)  # by mark
+    deeds: list[Deed] = field(default_factory=list)  # in their order
+    readings: list[Reading] = field(default_factory=list)
+    counts: list[Count] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
+    replays: list[Replay] = field(default_factory=list)
+    places: dict[str, set[tuple[str, int]]] = field(
+        default_factory=dict
+    )  # by mark: every id and number it was seen with
+    own: dict[str, set[int]] = field(default_factory=dict)  # by device: the numbers of what it sent
+
+
 @dataclass
 class Ledger:
     """All records of one run."""
@@ -78,6 +195,7 @@ class Ledger:
     marks: list[Mark] = field(default_factory=list)  # in the order in which they were heard
     unanswered: list[Sent] = field(default_factory=list)  # stored by a server that ended in order, and never answered
     histories: dict[tuple[str, str], list[Event]] = field(default_factory=dict)  # by conversation and reader
+    room: RoomRecords = field(default_factory=RoomRecords)
     kills: int = 0
     orderly_ends: int = 0
 

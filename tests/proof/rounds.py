@@ -17,9 +17,12 @@ from tests.process import ServerFailed, ServerProcess
 from tests.proof.checker import check
 from tests.proof.client import Device, Identity, World, body_of, codes_of, event_of, sign_in
 from tests.proof.records import Event, Ledger, Mark, Sent
+from tests.proof.room import Guest, Room
+from tests.proof.room_reading import look, replay_anew, wait_for_due
 
 _WAYS = ("kill", "kill at an ack", "kill at the start", "orderly end")
 _USERS = 5
+_GUESTS = 3
 _LIVE_SECONDS = (0.3, 2.5)
 _START_SECONDS = (0.02, 0.9)  # when a start is killed: before, while and just after the server opens its data
 _PAGE = 200
@@ -49,6 +52,8 @@ class Proof:
     server: ServerProcess = field(init=False)
     world: World = field(init=False)
     devices: list[Device] = field(init=False, default_factory=list)
+    guests: list[Guest] = field(init=False, default_factory=list)
+    room: Room = field(init=False)
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
@@ -63,14 +68,16 @@ class Proof:
         try:
             await self._ready()
             await self._furnish()
+            await self._furnish_room()
             async with trio.open_nursery() as nursery:
-                for device in self.devices:
-                    nursery.start_soon(device.live)
-                    nursery.start_soon(device.rest)
+                for each in (*self.devices, *self.guests):
+                    nursery.start_soon(each.live)
+                    nursery.start_soon(each.rest)
                 await self._all_rounds()
                 await self._come_to_rest()
                 nursery.cancel_scope.cancel()
             await self._read_everything()
+            await self._read_room()
         finally:
             self.server.kill()
         return self.world.ledger
@@ -85,7 +92,7 @@ class Proof:
 
     async def _furnish(self) -> None:
         """Five people, the first with two devices; a group of all, a group of three, and two who talk alone."""
-        numbers = [f"+1555123{number:04}" for number in range(_USERS)]
+        numbers = [_user_number(place) for place in range(_USERS)]
         code_of = codes_of(self.server)
         identities = [await sign_in(self.world, code_of, number) for number in [*numbers, numbers[0]]]
         self._reader = identities[0]
@@ -102,6 +109,20 @@ class Proof:
             mine = [conversation for conversation, circle in members.items() if identity.user_id in circle]
             self.devices.append(Device(self.world, identity, mine, sends=identity is not identities[_USERS - 1]))
         self._log = {conversation: {} for conversation in members}
+
+    async def _furnish_room(self) -> None:
+        """The lively room, and the three people in it: the first is its owner and pins."""
+        code_of = codes_of(self.server)
+        identities = [await sign_in(self.world, code_of, _guest_number(place)) for place in range(_GUESTS)]
+        users = [identity.user_id for identity in identities]
+        form = {"type": "group", "memberIds": users[1:], "encryption": "server", "name": "lively"}
+        form["settings"] = {"mentionAll": "everyone"}
+        async with self.world.http(identities[0].access_token) as http:
+            created = body_of(await http.post("/conversations", json=form))
+        self.room = Room(self.world, created["id"])
+        for identity in identities:
+            others = [user_id for user_id in users if user_id != identity.user_id]
+            self.guests.append(Guest(self.room, identity, others, is_owner=identity is identities[0]))
 
     # --- rounds ------------------------------------------------------------------------------------------------------
 
@@ -204,6 +225,10 @@ class Proof:
             raise Violated(violations)
         await self._read_marks()
         await self._repeat_some()
+        await look(self.room, self._people(), self._random)
+
+    def _people(self) -> list[Identity]:
+        return [guest.identity for guest in self.guests]
 
     def _unanswered(self) -> list[Sent]:
         """What is in the log though the server that ended in order never acknowledged it."""
@@ -273,6 +298,17 @@ class Proof:
             if now != list(known.values()):
                 raise Violated([f"the past of {conversation_id} is another one at the end than it was in between"])
 
+    async def _read_room(self) -> None:
+        """What is due is waited for; then each member reads the room, and fresh devices replay everything."""
+        await wait_for_due(self.room, self._people())
+        await look(self.room, self._people(), self._random, is_last=True)
+        code_of = codes_of(self.server)
+        for place in range(_GUESTS):
+            fresh = await sign_in(self.world, code_of, _guest_number(place))
+            await replay_anew(self.world, self.room, fresh, [self.room.id])
+        fresh = await sign_in(self.world, code_of, _user_number(0))
+        await replay_anew(self.world, self.room, fresh, list(self._log))
+
     def final_histories(self) -> dict[str, list[Event]]:
         """Each conversation as it was read at the end."""
         return {conversation: events for (conversation, _reader), events in self.world.ledger.histories.items()}
@@ -281,6 +317,14 @@ class Proof:
         """Raises Violated with all that the checker finds in the records."""
         if violations := check(self.world.ledger):
             raise Violated(violations)
+
+
+def _user_number(place: int) -> str:
+    return f"+1555123{place:04}"
+
+
+def _guest_number(place: int) -> str:
+    return f"+1555124{place:04}"
 
 
 async def _read(http: httpx.AsyncClient, conversation_id: str, after: int) -> list[Event]:

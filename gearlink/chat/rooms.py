@@ -1,0 +1,248 @@
+"""Commands about the conversation itself: who is in it, how they come and go, its settings, and what one sets for oneself.
+
+Each is one function of the desk and the words behind its name, as in `commands`.
+"""
+
+from typing import Any, Final, get_args
+
+from gearlink import calls
+from gearlink.chat.commands import ABOUT_MESSAGES, Command, needed
+from gearlink.chat.desk import Desk
+from gearlink.chat.finding import Complaint
+from gearlink.chat.words import local_time, seconds_of, settings_text, time_of
+from gearlink.errors import ExitStatus
+from gearlink.terminal import harmless
+from gearlink.views import Reach, Role, SettingsView
+
+ROLES: Final[dict[str, Role]] = {role: role for role in get_args(Role)}
+REACHES: Final = get_args(Reach)
+YES: Final = {"yes": True, "no": False}
+WHO_SHOWN_MAX: Final = 200
+
+
+# --- members ---------------------------------------------------------------------------------------------------------
+
+
+async def _who(desk: Desk, words: str) -> None:
+    shown = 0
+    async for member in desk.client.members(desk.conversation_id):
+        status = desk.presence.get(member.user_id, "")
+        desk.tell(f"{await desk.names.of(member.user_id)}  {member.role}{'  ' + status if status else ''}")
+        shown += 1
+        if shown == WHO_SHOWN_MAX:
+            desk.tell("and more")
+            return
+
+
+async def _add(desk: Desk, words: str) -> None:
+    await desk.client.add_members(desk.conversation_id, await desk.people(words))
+
+
+async def _remove(desk: Desk, words: str) -> None:
+    for user_id in await desk.people(words):
+        await desk.client.remove_member(desk.conversation_id, user_id)
+
+
+async def _ban(desk: Desk, words: str) -> None:
+    if words:
+        for user_id in await desk.people(words):
+            await desk.client.ban(desk.conversation_id, user_id)
+        return
+    async for each in desk.client.bans(desk.conversation_id):
+        desk.tell(f"{await desk.names.of(each.user_id)}, banned by {await desk.names.of(each.banned_by)}")
+
+
+async def _unban(desk: Desk, words: str) -> None:
+    for user_id in await desk.people(words):
+        await desk.client.unban(desk.conversation_id, user_id)
+        desk.tell(f"{await desk.names.of(user_id)} may come in again")
+
+
+async def _role(desk: Desk, words: str) -> None:
+    who, _, role = words.partition(" ")
+    if role not in ROLES:
+        raise Complaint("/role WHO owner|admin|member", ExitStatus.USAGE)
+    await desk.client.change_member(desk.conversation_id, await desk.person(who), ROLES[role])
+
+
+async def _leave(desk: Desk, words: str) -> None:
+    desk.is_left = True
+    try:
+        await desk.client.remove_member(desk.conversation_id, desk.me)
+    except BaseException:
+        desk.is_left = False
+        raise
+    desk.tell("you left")
+
+
+async def _block(desk: Desk, words: str) -> None:
+    for user_id in await _meant(desk, words):
+        await desk.client.block(user_id)
+        desk.tell(f"{await desk.names.of(user_id)} is blocked; they are not told")
+
+
+async def _unblock(desk: Desk, words: str) -> None:
+    for user_id in await _meant(desk, words):
+        await desk.client.unblock(user_id)
+        desk.tell(f"{await desk.names.of(user_id)} is not blocked")
+
+
+async def _meant(desk: Desk, words: str) -> list[str]:
+    """Whom the words name; without any, the other one of a conversation between two."""
+    if words:
+        return await desk.people(words)
+    view = await desk.client.conversation(desk.conversation_id)
+    members = view.members if isinstance(view.members, list) else []
+    others = [each.user_id for each in members if each.user_id != desk.me]
+    if view.type != "direct" or not others:
+        raise Complaint("say who: +15551230002 or @username", ExitStatus.USAGE)
+    return others
+
+
+# --- coming in -------------------------------------------------------------------------------------------------------
+
+
+async def _link(desk: Desk, words: str) -> None:
+    form: dict[str, Any] = {}
+    for word in words.split():
+        if word == "approval":
+            form["needs_approval"] = True
+        elif word.isascii() and word.isdigit():
+            form["uses_max"] = int(word)
+        else:
+            form["expires_in_seconds"] = seconds_of(word) or None
+    link = await desk.client.create_link(desk.conversation_id, **form)
+    desk.tell(f"others come in with: gearlink chat join {harmless(link.code)}")
+
+
+async def _links(desk: Desk, words: str) -> None:
+    verb, _, code = words.partition(" ")
+    async for link in desk.client.links(desk.conversation_id):
+        if verb == "revoke":
+            if link.code == code:
+                await desk.client.revoke_link(desk.conversation_id, link.id)
+                desk.tell("it leads nowhere now")
+                return
+            continue
+        uses = f"{link.uses} of {link.uses_max}" if link.uses_max is not None else f"{link.uses}"
+        until = f", until {local_time(link.expires_at)}" if link.expires_at else ""
+        asks = ", with approval" if link.needs_approval else ""
+        desk.tell(f"{harmless(link.code)}  used {uses}{until}{asks}, by {await desk.names.of(link.created_by)}")
+    if verb == "revoke":
+        raise Complaint("there is no such link here")
+
+
+async def _requests(desk: Desk, words: str) -> None:
+    shown = 0
+    async for each in desk.client.join_requests(desk.conversation_id):
+        shown += 1
+        desk.tell(f"{await desk.names.of(each.user_id)}  {each.user_id}  since {local_time(each.requested_at)}")
+    desk.tell("/approve WHO or /decline WHO" if shown else "nobody asks to be let in")
+
+
+async def _approve(desk: Desk, words: str) -> None:
+    for user_id in await desk.people(words):
+        await desk.client.approve_request(desk.conversation_id, user_id)
+
+
+async def _decline(desk: Desk, words: str) -> None:
+    for user_id in await desk.people(words):
+        await desk.client.decline_request(desk.conversation_id, user_id)
+        desk.tell(f"{await desk.names.of(user_id)} is not let in")
+
+
+# --- what it is ------------------------------------------------------------------------------------------------------
+
+
+async def _settings(desk: Desk, words: str) -> None:
+    if words:
+        await desk.client.change_settings(desk.conversation_id, settings_form(words.split()))
+        return
+    view = await desk.client.conversation(desk.conversation_id)
+    if isinstance(view.settings, SettingsView):
+        desk.tell(settings_text(view.settings))
+
+
+def settings_form(words: list[str]) -> calls.SettingsForm:
+    """What `write=admins timer=7d` asks for. Raises Complaint."""
+    form = calls.SettingsForm()
+    for word in words:
+        key, _, value = word.partition("=")
+        if key in ("write", "pin", "invite", "info", "mention_all") and value in REACHES:
+            setattr(form, key, value)
+        elif key == "history_visible" and value in YES:
+            form.history_visible = YES[value]
+        elif key == "timer":
+            form.disappearing_seconds = seconds_of(value)
+        else:
+            raise Complaint(
+                "settings are write, pin, invite, info, mention_all=everyone|admins|owners, history_visible=yes|no,"
+                " timer=DURATION",
+                ExitStatus.USAGE,
+            )
+    return form
+
+
+async def _timer(desk: Desk, words: str) -> None:
+    form = calls.SettingsForm(disappearing_seconds=seconds_of(needed(words, "how long messages stay: 7d, or off")))
+    await desk.client.change_settings(desk.conversation_id, form)
+
+
+async def _name(desk: Desk, words: str) -> None:
+    form = calls.ConversationChange(name=needed(words, "the new name"))
+    await desk.client.change_conversation(desk.conversation_id, form)
+
+
+async def _about(desk: Desk, words: str) -> None:
+    await desk.client.change_conversation(desk.conversation_id, calls.ConversationChange(description=words or None))
+
+
+# --- for oneself -----------------------------------------------------------------------------------------------------
+
+
+async def _mute(desk: Desk, words: str) -> None:
+    seconds = seconds_of(needed(words, "how long: 8h, 7d, 52w"))
+    until = time_of(f"+{seconds}s", desk.client.now) if seconds else None
+    await desk.client.change_preferences(desk.conversation_id, calls.PreferencesForm(muted_until=until))
+    desk.tell(f"muted until {local_time(until)}" if until else "not muted")
+
+
+async def _unmute(desk: Desk, words: str) -> None:
+    await _mute(desk, "off")
+
+
+async def _archive(desk: Desk, words: str) -> None:
+    await desk.client.change_preferences(desk.conversation_id, calls.PreferencesForm(archived=True))
+    desk.tell("archived")
+
+
+async def _unarchive(desk: Desk, words: str) -> None:
+    await desk.client.change_preferences(desk.conversation_id, calls.PreferencesForm(archived=False))
+    desk.tell("not archived")
+
+
+ABOUT_ROOMS: Final = (
+    Command("who", "", "members, their roles, and who is here", _who),
+    Command("add", "WHO…", "add people", _add),
+    Command("remove", "WHO…", "take people out", _remove),
+    Command("ban", "[WHO…]", "take people out and keep them out; without a name: who is", _ban),
+    Command("unban", "WHO…", "let people come in again", _unban),
+    Command("role", "WHO owner|admin|member", "give somebody another role", _role),
+    Command("link", "[DURATION] [USES] [approval]", "a link over which others come in", _link),
+    Command("links", "[revoke CODE]", "the links that there are", _links),
+    Command("requests", "", "who asks to be let in", _requests),
+    Command("approve", "WHO…", "let them in", _approve),
+    Command("decline", "WHO…", "do not let them in", _decline),
+    Command("settings", "[KEY=VALUE…]", "who may do what here", _settings),
+    Command("timer", "DURATION", "how long messages stay: 7d, or off", _timer),
+    Command("name", "TEXT", "call the conversation something else", _name),
+    Command("about", "[TEXT]", "describe it", _about),
+    Command("mute", "DURATION", "for yourself: no notice of it for so long", _mute),
+    Command("unmute", "", "notice it again", _unmute),
+    Command("archive", "", "for yourself: put it away", _archive),
+    Command("unarchive", "", "take it out again", _unarchive),
+    Command("leave", "", "leave the conversation", _leave),
+    Command("block", "[WHO…]", "hear no more of somebody; they are not told", _block),
+    Command("unblock", "[WHO…]", "hear of them again", _unblock),
+)
+COMMANDS: Final = {command.name: command for command in (*ABOUT_MESSAGES, *ABOUT_ROOMS)}

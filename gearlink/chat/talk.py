@@ -1,0 +1,250 @@
+"""`gearlink chat to`: one conversation on the screen. Lines go out, and what happens comes in, live and in words.
+
+A person's line that begins with `/` is a command, one that begins with `//` is a text with one `/`; what a pipe says is
+text, unless it was said that it holds commands. Everything is shown once, whether it is of the past or live.
+"""
+
+import argparse
+import json
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing, suppress
+from functools import partial
+from typing import Final
+
+import msgspec
+import trio
+
+from gearlink import protocol
+from gearlink.chat.commands import run_command, show_draft
+from gearlink.chat.desk import Desk
+from gearlink.chat.finding import INTERRUPTED, Complaint, find_conversation
+from gearlink.chat.rooms import COMMANDS
+from gearlink.errors import ExitStatus
+from gearlink.sdk import Client, Refused, Unreachable
+from gearlink.terminal import Terminal, harmless
+from gearlink.views import ConversationView, MessageView
+
+OWN_REMEMBERED_MAX: Final = 1000
+WATCHED_MAX: Final = 50  # of a large group nobody reads who comes and goes
+NOT_SHOWN: Final = (protocol.MessageDelivered, protocol.MessageRead, protocol.Typing, protocol.Presence)
+
+
+async def talk(options: argparse.Namespace, client: Client, terminal: Terminal) -> int:
+    """Talks until the input ends, and with `--follow` until a signal."""
+    conversation_id = await find_conversation(client, options.target)
+    table = Talk(options, client, terminal, conversation_id)
+    await table.show_past(options.last)
+    status: int = ExitStatus.OK
+
+    async def watch_signals() -> None:
+        nonlocal status
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async for _number in signals:
+                # For a person this is the usual way out; a script must see that lines may be missing.
+                status = ExitStatus.OK if terminal.interactive else INTERRUPTED
+                nursery.cancel_scope.cancel()
+
+    with terminal.editing(table.note_key):
+        async with client.connect(table.tell_connection), trio.open_nursery() as nursery:
+            nursery.start_soon(watch_signals)
+            nursery.start_soon(table.show_events)
+            await table.begin()
+            await table.send_lines()
+            if options.follow and not table.desk.is_left:
+                await trio.sleep_forever()
+            nursery.cancel_scope.cancel()
+    return status
+
+
+class Talk:
+    """One conversation on the screen."""
+
+    def __init__(self, options: argparse.Namespace, client: Client, terminal: Terminal, conversation_id: str) -> None:
+        self._json: bool = options.json
+        self._takes_commands: bool = terminal.interactive or options.commands
+        self._client, self._terminal, self._conversation_id = client, terminal, conversation_id
+        self.desk = Desk(client, terminal, conversation_id, is_quiet=options.json)
+        self._names = self.desk.names
+        self._was_offline = False
+        self._marks_read = terminal.interactive or options.follow  # else nobody is there who reads
+        self._shown = 0  # up to this number everything is on the screen
+        self._own: dict[int, None] = {}  # numbers of messages from here whose marks are still of interest
+        self._marks = {"delivered": 0, "read": 0}
+        self._is_direct = False
+
+    async def show_past(self, count: int) -> None:
+        """The last messages, oldest first."""
+        pages = self._client.history(self._conversation_id, limit=max(count, 1))
+        newest: list[MessageView] = await anext(pages, [])
+        for message in reversed(newest[:count]):
+            await self._show(message)
+        if newest:
+            self._shown = newest[0].sequence_number
+
+    async def begin(self) -> None:
+        """For a person: what they had begun to write, and whether the others are here. Nothing that has to be known."""
+        if not self._terminal.interactive or self._json:
+            return
+        with suppress(Refused, Unreachable):
+            await show_draft(self.desk)
+            view = await self._client.conversation(self._conversation_id)
+            self._is_direct = view.type == "direct"
+            self._watch(view)
+
+    def _watch(self, view: ConversationView) -> None:
+        members = view.members if isinstance(view.members, list) else []
+        others = [each.user_id for each in members if each.user_id != self.desk.me]
+        if 0 < len(others) <= WATCHED_MAX:
+            self._client.watch(others)
+
+    # --- what comes in ------------------------------------------------------------------------------------------------
+
+    async def show_events(self) -> None:
+        """Shows what happens here until the connection ends. Raises Complaint when the conversation does."""
+        self._seen(self._shown)
+        async for event in self._client.events():
+            if isinstance(event, protocol.MessageNew):
+                await self._show_new(event.message)
+            elif _place(event) in (None, self._conversation_id):
+                await self._show_event(event)
+            if self._is_end(event) and not self.desk.is_left:
+                raise Complaint("you are not in this conversation any more, or it was deleted")
+
+    def _is_end(self, event: object) -> bool:
+        if isinstance(event, protocol.ConversationDeleted):
+            return event.conversation_id == self._conversation_id
+        return (
+            isinstance(event, protocol.MemberLeft)
+            and (event.conversation_id, event.user_id) == (self._conversation_id, self.desk.me)
+        )  # fmt: skip
+
+    async def _show_event(self, event: msgspec.Struct) -> None:
+        if isinstance(event, protocol.Presence):
+            await self._note_presence(event)
+        if self._json:
+            self._print_json(event)
+            return
+        match event:
+            case protocol.MessageDelivered():
+                await self._mark("delivered", event.user_id, event.sequence_number)
+            case protocol.MessageRead():
+                await self._mark("read", event.user_id, event.sequence_number)
+            case protocol.Typing():
+                if event.active and self._terminal.interactive:
+                    self.desk.tell(f"{await self._names.of(event.user_id)} is typing…")
+            case protocol.SyncDone(complete=False):
+                self._terminal.complain("-- older messages are left out here: start again to see them")
+            case protocol.DraftChanged(draft=draft) if draft.content is not None:
+                self.desk.tell(f"draft from another device: {harmless(draft.content, lines=True)}")
+            case _:
+                if (words := await self._names.event(event)) is not None:
+                    self.desk.tell(words)
+        if isinstance(sequence := getattr(event, "sequence_number", None), int) and not isinstance(event, NOT_SHOWN):
+            self._seen(sequence)
+
+    async def _note_presence(self, event: protocol.Presence) -> None:
+        before = self.desk.presence.get(event.user_id)
+        self.desk.presence[event.user_id] = event.status
+        if self._is_direct and event.status != (before or "offline") and not self._json:
+            self.desk.tell(f"{await self._names.of(event.user_id)} is {event.status}")
+
+    async def _show_new(self, message: MessageView) -> None:
+        if message.conversation_id == self._conversation_id and message.sequence_number > self._shown:
+            await self._show(message)
+            self._seen(message.sequence_number)
+
+    async def _show(self, message: MessageView) -> None:
+        if self._json:
+            self._print_json(protocol.MessageNew(message=message))
+            return
+        line = await self._names.line(message)
+        self._terminal.say(line)
+
+    def _seen(self, sequence: int) -> None:
+        self._shown = max(self._shown, sequence)
+        if self._marks_read and self._shown:
+            self._client.mark_read(self._conversation_id, self._shown)
+
+    async def _mark(self, kind: str, user_id: str, sequence: int) -> None:
+        """A watermark of somebody else passed messages that were sent from here."""
+        if user_id == self._client.state.user_id:
+            return
+        passed = [number for number in self._own if self._marks[kind] < number <= sequence]
+        self._marks[kind] = max(self._marks[kind], sequence)
+        if passed:
+            sign = "✓✓ delivered to" if kind == "delivered" else "✓✓ read by"
+            self._terminal.say(f"    {sign} {await self._names.of(user_id)} #{max(passed)}")
+
+    # --- what goes out ------------------------------------------------------------------------------------------------
+
+    async def send_lines(self) -> None:
+        """Sends each line of the input, one after the other, until it ends."""
+        async with aclosing(self._terminal.lines) as lines:
+            async for line in lines:
+                if line.strip():
+                    await self._obey(line)
+                if self.desk.is_left:
+                    return
+
+    async def _obey(self, line: str) -> None:
+        if self._takes_commands and line.startswith("/") and not line.startswith("//"):
+            await self._tried("", partial(run_command, self.desk, COMMANDS, line.strip()))
+            return
+        if self._takes_commands and line.startswith("//"):
+            line = line[1:]
+        await self._tried("not sent: ", partial(self._send, line))
+
+    async def _tried(self, what: str, act: Callable[[], Awaitable[None]]) -> None:
+        """A person is told what was refused, and goes on; a script ends."""
+        try:
+            await act()
+        except (Refused, Unreachable, Complaint) as trouble:
+            if not self._terminal.interactive or (isinstance(trouble, Refused) and trouble.status == 401):
+                raise
+            line = str(trouble) if isinstance(trouble, Complaint) else trouble.detail
+            self._terminal.complain(f"-- {what}{harmless(line)}")
+
+    async def _send(self, line: str) -> None:
+        mentions = await self.desk.mentions(line)
+        sent = await self._client.send(self._conversation_id, line, mentions=mentions)
+        self._own[sent.sequence_number] = None
+        if len(self._own) > OWN_REMEMBERED_MAX:
+            del self._own[next(iter(self._own))]
+        if self._json:
+            self._print_json(
+                protocol.SendAck(
+                    temp_id=sent.temp_id,
+                    message_id=sent.message_id,
+                    conversation_id=self._conversation_id,
+                    sequence_number=sent.sequence_number,
+                    created_at=sent.created_at,
+                )
+            )
+        else:
+            self._terminal.say(f"    ✓ sent #{sent.sequence_number}")
+
+    def note_key(self) -> None:
+        """The person types: the others are told, once in a while."""
+        self._client.typing(self._conversation_id)
+
+    def tell_connection(self, online: bool, reason: str) -> None:
+        """Says when the connection goes and comes."""
+        if not online:
+            self._terminal.complain(f"-- offline: {harmless(reason)}; trying again")
+        elif self._was_offline:
+            self._terminal.complain("-- online again")
+        self._was_offline = not online
+
+    def _print_json(self, event: msgspec.Struct) -> None:
+        # Through json, because it escapes everything beyond ASCII: some terminals obey characters above it.
+        self._terminal.say(json.dumps(msgspec.to_builtins(event)))
+
+
+def _place(event: object) -> str | None:
+    """The conversation that an event is about; None for those about oneself or about people."""
+    for part in (event, *(getattr(event, name, None) for name in ("conversation", "draft", "scheduled", "request"))):
+        place = getattr(part, "conversation_id", None) or (part.id if isinstance(part, ConversationView) else None)
+        if isinstance(place, str):
+            return place
+    return None

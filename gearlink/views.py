@@ -1,0 +1,348 @@
+"""What goes over the wire, whichever door it takes: the forms of ids and texts, and every thing that the server shows.
+
+What a client sends is refused when it has unknown keys, wrong types or sizes over `config.limits`; what the server shows
+may grow, so the SDK ignores keys that it does not know. Because every field is typed, nesting deeper than the form is
+refused by the decoder itself. There is no I/O here and no rule about who may see what.
+"""
+
+from typing import Annotated, Final, Generic, Literal, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from config import limits
+
+T = TypeVar("T")
+UUID: Final = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+UUID_PATTERN: Final = f"^{UUID}$"
+ALL: Final = "all"  # among the mentions: everybody
+Id = Annotated[
+    str, Meta(pattern=UUID_PATTERN, max_length=36, description="UUIDv7")
+]  # `$` alone lets a final newline in
+Sequence = Annotated[int, Meta(ge=0, le=limits.SEQUENCE_MAX)]
+TempId = Annotated[str, Meta(min_length=1, max_length=limits.TEMP_ID_CHARS_MAX)]
+Ref = Annotated[str, Meta(max_length=limits.REF_CHARS_MAX)]
+Content = Annotated[str, Meta(min_length=1, max_length=limits.CONTENT_BYTES_MAX)]
+Mentioned = Annotated[str, Meta(pattern=f"^({ALL}|{UUID})$", max_length=36, description="a user's id, or `all`")]
+Mentions = Annotated[list[Mentioned], Meta(max_length=limits.MENTIONS_MAX)]
+MediaIds = Annotated[list[Id], Meta(max_length=limits.MEDIA_PER_MESSAGE_MAX)]
+Emoji = Annotated[str, Meta(min_length=1, max_length=limits.EMOJI_CHARS_MAX)]
+ExpiresIn = Annotated[
+    int, Meta(ge=limits.EXPIRY_SECONDS_MIN, le=limits.EXPIRY_SECONDS_MAX, description="seconds until it disappears")
+]
+Name = Annotated[str, Meta(min_length=1, max_length=limits.NAME_CHARS_MAX)]
+Description = Annotated[str, Meta(max_length=limits.DESCRIPTION_CHARS_MAX)]
+Nickname = Annotated[str, Meta(max_length=limits.DISPLAY_NAME_CHARS_MAX)]
+Token = Annotated[str, Meta(min_length=1, max_length=limits.TOKEN_CHARS_MAX)]
+Timestamp = Annotated[str, Meta(description="RFC 3339, UTC, milliseconds")]
+Role = Literal["owner", "admin", "member"]
+Reach = Literal["everyone", "admins", "owners"]
+Audience = Literal["everyone", "contacts", "nobody"]
+DeviceType = Literal["ios", "android", "web", "desktop", "bot"]
+ConversationType = Literal["direct", "group", "channel"]
+Encryption = Literal["server", "e2ee"]
+SendKind = Literal["text", "image", "video", "audio", "voice", "file", "location", "contact", "poll"]
+
+
+class Request(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=True):
+    """Base of what clients send over REST: a typo never passes silently."""
+
+
+class Answer(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=False):
+    """Base of what the server sends. Fields that are UNSET are left out."""
+
+
+class Page(Answer, Generic[T]):
+    """A list: `next` is an opaque cursor, null at the end."""
+
+    items: list[T]
+    next: str | None = None
+
+
+class Problem(Answer):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    correlation_id: str
+    errors: list[dict[str, str]] | UnsetType = UNSET
+
+
+# --- people ----------------------------------------------------------------------------------------------------------
+
+
+class User(Answer):
+    """A user as others see them; what comes after `is_deleted` only in one's own. Of a deleted one only the id is left."""
+
+    id: str
+    username: str | None
+    display_name: str
+    bio: str
+    created_at: Timestamp
+    avatar_url: str | None = None
+    is_deleted: bool | UnsetType = UNSET
+    phone_number: str | UnsetType = UNSET
+    is_admin: bool | UnsetType = UNSET
+    is_suspended: bool | UnsetType = UNSET
+
+
+class Device(Answer):
+    id: str
+    name: str
+    type: DeviceType
+    created_at: Timestamp
+    last_seen_at: Timestamp
+    current: bool
+    signed_in: bool
+
+
+class PrivacyView(Answer):
+    """What a user lets others see and do."""
+
+    read_receipts: bool
+    last_seen: Audience
+    add_to_groups: Audience
+    find_by_number: Audience
+    receipts_to_strangers: bool
+
+
+class ContactView(Answer):
+    user: User
+    nickname: str | None
+    added_at: Timestamp
+
+
+class BlockView(Answer):
+    user: User
+    blocked_at: Timestamp
+
+
+# --- messages --------------------------------------------------------------------------------------------------------
+
+
+class ReactionView(Answer):
+    """How many reacted so; `user_ids` are the first of them. `mine` is left out where an event is told to many."""
+
+    emoji: str
+    count: int
+    user_ids: list[str]
+    mine: bool | UnsetType = UNSET
+
+
+class ReactorView(Answer):
+    user_id: str
+    emoji: str
+    at: Timestamp
+
+
+class QuoteView(Answer):
+    """The short form of the message that another one replies to, as it is now."""
+
+    id: str
+    sender_id: str
+    kind: str
+    content: str | None
+    sequence_number: int
+    deleted_at: Timestamp | UnsetType = UNSET
+
+
+class PollOption(Answer):
+    text: str
+    count: int
+
+
+class PollView(Answer):
+    """The question is the message's content. `my_options` is left out where an event is told to many."""
+
+    options: list[PollOption]
+    multiple: bool
+    anonymous: bool
+    voters: int
+    closes_at: Timestamp | None
+    closed_at: Timestamp | None
+    my_options: list[int] | UnsetType = UNSET
+
+
+class VoteView(Answer):
+    user_id: str
+    options: list[int]
+    at: Timestamp
+
+
+class RevisionView(Answer):
+    """What a message said before its edit of this number."""
+
+    number: int
+    content: str
+    written_at: Timestamp
+
+
+class MessageView(Answer):
+    """A message. `temp_id` is there for its sender's own devices only. What the server sent by itself has no device: a
+    system message, or one that was scheduled."""
+
+    id: str
+    conversation_id: str
+    sender_id: str
+    sender_device_id: str | None
+    kind: str
+    content: str | None
+    sequence_number: int
+    created_at: Timestamp
+    reactions: list[ReactionView] = []
+    temp_id: str | UnsetType = UNSET
+    reply_to_id: str | UnsetType = UNSET
+    reply_to: QuoteView | UnsetType | None = UNSET
+    thread_id: str | UnsetType = UNSET
+    mentions: list[str] | UnsetType = UNSET
+    forwarded: int | UnsetType = UNSET
+    poll: PollView | UnsetType = UNSET
+    expires_at: Timestamp | UnsetType = UNSET
+    edited_at: Timestamp | UnsetType = UNSET
+    deleted_at: Timestamp | UnsetType = UNSET
+    deleted_by: str | UnsetType = UNSET
+    pinned_at: Timestamp | UnsetType = UNSET
+
+
+class ThreadView(Answer):
+    """A chain of replies and the message that it began with."""
+
+    root: MessageView
+    reply_count: int
+    unread_count: int
+    last_reply: MessageView | None
+
+
+class ThreadPage(Answer):
+    """A page of a thread's replies. `root` is null where the caller may not see the message that it began with, or it
+    has expired; then `reply_count` counts the replies that they may see."""
+
+    root: MessageView | None
+    reply_count: int
+    unread_count: int
+    items: list[MessageView]
+    next: str | None = None
+
+
+class ScheduledView(Answer):
+    """A message that waits for its time. `trouble` is the code of the refusal, if it could not go out."""
+
+    id: str
+    conversation_id: str
+    send_at: Timestamp
+    created_at: Timestamp
+    temp_id: str
+    kind: str
+    content: str
+    reply_to_id: str | UnsetType = UNSET
+    mentions: list[str] | UnsetType = UNSET
+    trouble: str | UnsetType = UNSET
+
+
+class DeliveryView(Answer):
+    user_id: str
+    status: Literal["SENT", "DELIVERED", "READ"]
+    delivered_at: Timestamp | UnsetType = UNSET
+    read_at: Timestamp | UnsetType = UNSET
+
+
+# --- conversations ---------------------------------------------------------------------------------------------------
+
+
+class SettingsView(Answer):
+    """Who may write, pin, invite, change name and description, and mention everybody; how long messages stay, 0 for ever."""
+
+    write: Reach
+    pin: Reach
+    invite: Reach
+    info: Reach
+    mention_all: Reach
+    disappearing_seconds: int
+    history_visible: bool
+
+
+class MemberView(Answer):
+    user_id: str
+    role: Role
+    joined_at: Timestamp
+
+
+class DraftView(Answer):
+    conversation_id: str
+    content: str | None
+    reply_to_id: str | None
+    updated_at: Timestamp
+
+
+class ConversationView(Answer):
+    """A conversation as the caller sees it. `sequence_number` is the newest event; `members` is there up to 200 of them."""
+
+    id: str
+    type: ConversationType
+    encryption: Encryption
+    name: str | None
+    description: str | None
+    created_by: str
+    created_at: Timestamp
+    updated_at: Timestamp
+    role: Role
+    member_count: int
+    sequence_number: int
+    read_sequence_number: int
+    unread_count: int
+    last_message: MessageView | None
+    members: list[MemberView] | UnsetType = UNSET
+    mention_count: int = 0
+    avatar_url: str | None = None
+    settings: SettingsView | UnsetType = UNSET
+    pin_count: int = 0
+    muted_until: Timestamp | None = None
+    archived: bool = False
+    pinned_at: Timestamp | None = None
+    join_request_count: int | UnsetType = UNSET
+
+
+class BanView(Answer):
+    user_id: str
+    banned_by: str
+    banned_at: Timestamp
+
+
+class JoinLinkView(Answer):
+    """A link that lets people in; `uses_max` and `expires_at` are null where there is no end."""
+
+    id: str
+    code: str
+    created_by: str
+    created_at: Timestamp
+    expires_at: Timestamp | None
+    uses_max: int | None
+    uses: int
+    needs_approval: bool
+
+
+class LinkPreview(Answer):
+    """What somebody with a link sees before they join."""
+
+    conversation_id: str
+    type: ConversationType
+    name: str | None
+    description: str | None
+    avatar_url: str | None
+    member_count: int
+    needs_approval: bool
+    is_member: bool
+
+
+class JoinAnswer(Answer):
+    status: Literal["joined", "requested"]
+    conversation: ConversationView | None
+
+
+class JoinRequestView(Answer):
+    conversation_id: str
+    user_id: str
+    requested_at: Timestamp

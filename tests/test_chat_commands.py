@@ -1,0 +1,334 @@
+"""The terminal client against the real server: what its commands do, and what everybody in the conversation sees of it."""
+
+import json
+import re
+import ssl
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from gearlink import calls, chat
+from gearlink.chat.command_line import profile_path
+from gearlink.chat.rooms import COMMANDS
+from gearlink.errors import ExitStatus
+from gearlink.sdk import FileState, Options, open_client
+from tests.house import SECONDS_MAX, House, open_house
+from tests.pictures import jpeg
+from tests.test_chat import Screen
+
+OPTIONS = Options(ssl_context=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # none is used, and the usual one loads slowly
+
+
+class Town:
+    """A server, people with a profile here, and their screens."""
+
+    def __init__(self, house: House, nursery: trio.Nursery) -> None:
+        self.house, self._nursery = house, nursery
+        self.ids: dict[str, str] = {}
+
+    async def settle(self, *names: str) -> None:
+        """Signs each of them up; their usernames are their names."""
+        for name in names:
+            async with open_client(self.house.url, FileState(profile_path(name)), OPTIONS) as client:
+                asked = await client.request_code(f"+1555125{len(self.ids):04}")
+                code = await self.house.code(asked.verification_id)
+                await client.confirm(asked.verification_id, code, "test", "desktop")
+                user = await client.change_profile(calls.ProfileForm(display_name=name.title(), username=name))
+                self.ids[name] = user.id
+
+    async def code(self, phone_number: str) -> tuple[str, ...]:
+        """What `signup` is given of a code that was sent to this number."""
+        async with open_client(self.house.url, None, OPTIONS) as client:
+            asked = await client.request_code(phone_number)
+        code = await self.house.code(asked.verification_id)
+        return (
+            "--server",
+            self.house.url,
+            "--phone",
+            phone_number,
+            "--verification",
+            asked.verification_id,
+            "--code",
+            code,
+        )
+
+    async def run(self, name: str, *arguments: str, lines: tuple[str, ...] = (), status: int = 0) -> str:
+        """What one command of somebody said, which has to end with this status."""
+        screen = Screen(*lines)
+        options = chat.parser().parse_args(["--as", name, *arguments])
+        with trio.fail_after(SECONDS_MAX):
+            ended = await chat.run(options, screen.terminal, OPTIONS)
+        said = screen.out.getvalue() + screen.errors.getvalue()
+        assert ended == status, said
+        return said
+
+    async def talk(self, name: str, *arguments: str) -> "Seated":
+        """Somebody sits down at a conversation."""
+        screen = Screen(interactive=True)
+        options = chat.parser().parse_args(["--as", name, "to", *arguments])
+        ended = trio.Event()
+
+        async def sit() -> None:
+            assert await chat.run(options, screen.terminal, OPTIONS) == 0, screen.errors.getvalue()
+            ended.set()
+
+        self._nursery.start_soon(sit)
+        return Seated(screen, ended)
+
+
+class Seated:
+    """Somebody at a terminal."""
+
+    def __init__(self, screen: Screen, ended: trio.Event) -> None:
+        self.screen, self.ended = screen, ended
+        self._seen = 0
+
+    async def types(self, line: str) -> None:
+        await self.screen.type.send(line)
+
+    async def sees(self, pattern: str) -> "re.Match[str]":
+        """Waits until something behind what was seen last matches; what was in between is passed over."""
+        with trio.fail_after(SECONDS_MAX):
+            while True:
+                shown = self.shown()
+                if found := re.compile(pattern).search(shown, self._seen):
+                    self._seen = found.end()
+                    return found
+                await self.screen._changed.park()
+
+    def shown(self) -> str:
+        return self.screen.log.getvalue()
+
+    async def leaves(self) -> None:
+        self.screen.type.close()
+        with trio.fail_after(SECONDS_MAX):
+            await self.ended.wait()
+
+
+@pytest.fixture
+async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    async with open_house(tmp_path / "data") as opened:
+        yield opened
+
+
+@pytest.fixture
+def town(house: House, nursery: trio.Nursery) -> Town:
+    return Town(house, nursery)
+
+
+async def opened(town: Town, *names: str) -> str:
+    await town.settle(*names)
+    founder, *others = names
+    return (await town.run(founder, "new", "group", "garden", *(f"@{each}" for each in others))).strip()
+
+
+async def test_what_becomes_of_a_message_is_shown_to_all_as_it_happens_and_in_the_history(town: Town) -> None:
+    group = await opened(town, "ann", "bob")
+    ann, bob = await town.talk("ann", group), await town.talk("bob", group)
+    await ann.types("tomatos @all")
+    number = (await ann.sees(r"sent #(\d+)"))[1]
+    await bob.sees(rf"#{number} .* Ann \(@ann\): tomatos @all\n    \(@ everybody\)")
+    await ann.types("/edit tomatoes")
+    await bob.sees(rf"~ Ann \(@ann\) edited #{number}: tomatoes")
+    await bob.types(f"/react #{number} 👍")
+    await ann.sees(rf"~ Bob \(@bob\) reacted 👍 to #{number} \(👍 1\)")
+    await bob.types(f"/react #{number} 👍")
+    await ann.sees(rf"~ Bob \(@bob\) took 👍 back from #{number}")
+    await ann.types("@bob come")
+    await bob.sees(r"@bob come\n    \(@ you\)")
+    await ann.types(f"/pin #{number}")
+    await bob.sees(rf"~ Ann \(@ann\) pinned #{number}")
+    await bob.types("/pins")
+    await bob.sees(rf"#{number} .*: tomatoes\n    \(edited, pinned\)")
+    await bob.types(f"/reply #{number} how many?")
+    reply = (await ann.sees(rf"#(\d+) .* Bob \(@bob\): how many\?\n    > #{number} you: tomatoes"))[1]
+    await ann.types(f"/thread #{reply}")
+    await ann.sees("1 replies")
+    await ann.types(f"/edits #{number}")
+    await ann.sees("until edit 1, written .*: tomatos @all")
+    await bob.types("/delete everyone")
+    await ann.sees(rf"~ Bob \(@bob\) deleted #{reply}")
+    await ann.leaves()
+    shown = await town.run("ann", "to", group, "--last", "5")
+    assert re.search(rf"#{reply} .* Bob \(@bob\): \(deleted by Bob \(@bob\)\)\n    > #{number} you: tomatoes", shown)
+    assert re.search(r"#\d+ .* ~ you pinned #", shown)
+    await bob.leaves()
+
+
+async def test_a_poll_is_asked_answered_and_closed(town: Town) -> None:
+    group = await opened(town, "ann", "bob")
+    ann, bob = await town.talk("ann", group), await town.talk("bob", group)
+    await ann.types("/poll Peas? | yes | no | maybe")
+    number = (await ann.sees(r"others answer with /vote #(\d+) 1"))[1]
+    await bob.sees(r"Peas\?\n    1\. yes  0\n    2\. no  0\n    3\. maybe  0")
+    await bob.types(f"/vote #{number} 2")
+    await ann.sees(rf"~ votes on #{number}: yes 0 · no 1 · maybe 0")
+    await ann.types(f"/votes #{number}")
+    await ann.sees(r"~ Bob \(@bob\): 2")
+    await ann.types(f"/close #{number}")
+    await bob.sees(r"maybe 0 \(closed\)")
+    await bob.types(f"/vote #{number} 1")
+    await bob.sees("-- This poll takes no more votes")
+    await ann.leaves()
+    await bob.leaves()
+
+
+async def test_people_come_go_and_get_roles(town: Town) -> None:
+    group = await opened(town, "ann", "bob")
+    await town.settle("cat", "dan")
+    ann, bob = await town.talk("ann", group), await town.talk("bob", group)
+    await ann.types("/add @cat")
+    await bob.sees(r"~ Cat \(@cat\) was added by Ann \(@ann\)")
+    await ann.types("/role @bob admin")
+    await bob.sees(r"~ Ann \(@ann\) made you admin")
+    await bob.types("/remove @cat")
+    await ann.sees(r"~ Cat \(@cat\) was removed by Bob \(@bob\)")
+    await ann.types("/link 1d 5 approval")
+    code = (await ann.sees(r"gearlink chat join ([\w-]+)"))[1]
+    assert "garden, 2 members" in await town.run("dan", "join", code, "--look")
+    assert "you asked to be let in" in await town.run("dan", "join", code)
+    await ann.sees(r"~ Dan \(@dan\) asks to be let in: /requests")
+    await ann.types("/requests")
+    await ann.sees(r"~ Dan \(@dan\)  ")
+    await ann.types("/approve @dan")
+    await bob.sees(r"~ Dan \(@dan\) was let in by Ann \(@ann\)")
+    await ann.types("/links")
+    await ann.sees(rf"~ {code}  used 1 of 5, until .*, with approval")
+    await ann.types(f"/links revoke {code}")
+    await ann.sees("leads nowhere")
+    await ann.types("/ban @dan")
+    await bob.sees(r"~ Dan \(@dan\) was banned by Ann")
+    await ann.types("/who")
+    await ann.sees(r"~ you  owner\n    ~ Bob \(@bob\)  admin  online")
+    await bob.types("/leave")
+    with trio.fail_after(SECONDS_MAX):
+        await bob.ended.wait()
+    await ann.sees(r"~ Bob \(@bob\) left")
+    await ann.leaves()
+    assert "Bob" not in await town.run("ann", "members", group)
+
+
+async def test_settings_are_shown_changed_and_told(town: Town) -> None:
+    group = await opened(town, "ann", "bob")
+    ann, bob = await town.talk("ann", group), await town.talk("bob", group)
+    await ann.types("/settings")
+    await ann.sees("~ write=everyone .*timer=off")
+    await ann.types("/settings write=admins history_visible=yes")
+    await bob.sees(r"~ Ann \(@ann\) changed the conversation: name garden · write=admins .*history_visible=yes")
+    await bob.types("may I?")
+    await bob.sees("-- not sent: Your role does not allow this")
+    await ann.types("/timer 7d")
+    await bob.sees("timer=1w")
+    await ann.types("/name orchard")
+    await bob.sees("name orchard")
+    await ann.types("/settings write=nobody")
+    await ann.sees("-- settings are write")
+    await ann.types("/sing")
+    await ann.sees("-- there is no /sing; /help lists what there is")
+    await ann.leaves()
+    await bob.leaves()
+
+
+async def test_what_a_person_sets_for_themselves(town: Town) -> None:
+    group = await opened(town, "ann", "bob")
+    said = await town.run(
+        "ann",
+        "to",
+        group,
+        "--commands",
+        lines=("/mute 8h", "/archive", "/draft half a", "/later +2h good night", "/scheduled", "/scheduled cancel 1"),
+    )
+    for pattern in ("muted until 20", "~ archived", "kept, on all", "goes out 20", r"1\. 20.* good night", "cancelled"):
+        assert re.search(pattern, said), pattern
+    assert "garden (muted until" in await town.run("ann", "list", "--archived")
+    ann = await town.talk("ann", group)
+    await ann.sees("~ draft: half a")
+    await ann.types("note to self")
+    number = (await ann.sees(r"sent #(\d+)"))[1]
+    await ann.types(f"/forward #{number} @bob")
+    await ann.sees("~ forwarded")
+    await ann.types(f"/delete #{number}")
+    await ann.sees("gone from your own sight")
+    await ann.leaves()
+    bob = await town.talk("bob", "@ann")
+    await bob.sees(r"note to self\n    \(forwarded 1 times\)")
+    await bob.types("/block")
+    await bob.sees("is blocked; they are not told")
+    await bob.types("psst")
+    await bob.sees("-- not sent: ")
+    await bob.types("/unblock")
+    await bob.sees("is not blocked")
+    await bob.leaves()
+
+
+async def test_a_pipe_says_text_unless_it_holds_commands(town: Town) -> None:
+    group = await opened(town, "ann", "bob")
+    await town.run("ann", "to", group, lines=("/name orchard",))
+    assert "/name orchard" in await town.run("bob", "to", group)
+    await town.run("ann", "to", group, "--commands", lines=("/name orchard", "//name is a command"))
+    shown = await town.run("bob", "to", group)
+    assert "Ann (@ann): /name is a command" in shown and "name orchard" in shown
+    said = await town.run("ann", "to", group, "--commands", lines=("/pin", "never"), status=ExitStatus.USAGE)
+    assert "gearlink chat: say which message: #12" in said
+    assert "never" not in await town.run("bob", "to", group)
+
+
+async def test_every_command_is_in_the_help(town: Town) -> None:
+    group = await opened(town, "ann")
+    shown = await town.run("ann", "to", group, "--commands", lines=("/help",))
+    assert [name for name in COMMANDS if f"~ /{name} " not in shown] == []
+
+
+async def test_contacts_privacy_and_blocks_from_the_shell(town: Town) -> None:
+    await town.settle("ann", "bob")
+    assert "added Bob (@bob)" in await town.run("ann", "contacts", "add", "@bob", "--nickname", "Bobby")
+    assert "Bob (@bob) = Bobby" in await town.run("ann", "contacts")
+    found = await town.run("ann", "contacts", "find", "+15551250001", "+15550000000")
+    assert "Bob (@bob)" in found and "+15550000000  not here" in found
+    await town.run("ann", "contacts", "remove", "@bob")
+    assert await town.run("ann", "contacts") == ""
+    assert "last_seen=nobody" in await town.run("ann", "privacy", "last_seen=nobody", "read_receipts=no")
+    assert "read_receipts=no" in await town.run("ann", "privacy")
+    assert "last_seen is everyone or" in await town.run("ann", "privacy", "last_seen=me", status=ExitStatus.USAGE)
+    await town.run("ann", "block", "@bob")
+    assert "Bob (@bob)  since" in await town.run("ann", "block")
+    await town.run("ann", "unblock", town.ids["bob"])
+    assert await town.run("ann", "block") == ""
+
+
+async def test_picture_deletion_and_restoring_of_an_account_from_the_shell(town: Town, tmp_path: Path) -> None:
+    await town.settle("ann")
+    (tmp_path / "me.jpg").write_bytes(jpeg())
+    assert f"{town.house.url}/api/v1/avatars/" in await town.run("ann", "avatar", str(tmp_path / "me.jpg"))
+    await town.run("ann", "avatar", "--remove")
+    (tmp_path / "me.txt").write_text("me")
+    assert "JPEG" in await town.run("ann", "avatar", str(tmp_path / "me.txt"), status=1)
+    assert "nothing was deleted" in await town.run("ann", "delete-account", status=ExitStatus.USAGE)
+    assert "--restore" in await town.run("ann", "delete-account", "--yes")
+    assert "not signed in" in await town.run("ann", "list", status=1)
+    assert "--restore takes that back" in await town.run("ann", "signup", *await town.code("+15551250000"), status=1)
+    said = await town.run("ann", "signup", "--restore", *await town.code("+15551250000"))
+    assert said.startswith("signed in as Ann (@ann) on ")
+
+
+async def test_sync_tells_each_message_once_as_json(town: Town) -> None:
+    group = await opened(town, "ann", "bob")
+
+    async def synced() -> list[dict[str, Any]]:
+        events = [json.loads(line) for line in (await town.run("bob", "sync")).splitlines()]
+        return [event for event in events if event["type"] not in ("message:delivered", "message:read")]  # marks tarry
+
+    await town.run("ann", "to", group, lines=("one", "two"))
+    created, *messages = await synced()
+    assert (created["type"], created["conversation"]["id"]) == ("conversation:created", group)
+    assert [each["message"]["content"] for each in messages] == ["one", "two"]
+    assert await synced() == []
+    await town.run("ann", "to", group, lines=("three",))
+    assert [each["message"]["content"] for each in await synced()] == ["three"]
