@@ -104,13 +104,16 @@ PRESENCE_TOLD_SECONDS: Final = 1.0  # between two changes of a user that are tol
 
 # --- the log ---------------------------------------------------------------------------------------------------------
 WRITE_QUEUE_MAX: Final = 4096  # changes that wait for the one writer; then callers wait
-BATCH_CHANGES_MAX: Final = 512  # about 15 ms of the loop
+BATCH_CHANGES_MAX: Final = 512  # about 15 ms of the loop, of small ones
+BATCH_SECONDS_MAX: Final = 0.02  # of the loop: then what has run is written, and the rest comes after it
 SYNC_PAGE_EVENTS: Final = 200
 SYNC_FIRST_EVENTS_MAX: Final = 1000  # what a device that was never in a conversation gets replayed of it
 SYNC_ANSWER_BYTES_MAX: Final = 1024 * 1024  # of JSON; an answer over it takes no further events
 SYNC_VIEWS_MAX: Final = 200  # conversations described in one answer
 SYNC_WAITING_PER_USER_MAX: Final = 8  # calls that wait for something to tell
-HISTORY_STEPS_MAX: Final = 10  # looks for a page; what a reader has hidden may leave it short, and it says where to go on
+HISTORY_STEPS_MAX: Final = (
+    10  # looks for a page; what a reader has hidden may leave it short, and it says where to go on
+)
 UNREAD_COUNT_MAX: Final = 999
 UNREAD_SCAN_EVENTS_MAX: Final = 2000
 LAST_MESSAGE_SCAN_EVENTS_MAX: Final = 50  # events before the newest message, where a member may not see that one
@@ -147,6 +150,7 @@ assert 0 < ONE_TIME_KEYS_LOW < ONE_TIME_KEYS_MAX
 assert ONE_TIME_KEYS_MAX <= SWEEP_ROWS_PER_STEP, "those of one device go in one change"
 assert STAFF_TOLD_MAX <= STAFF_SCAN_MEMBERS_MAX
 assert BATCH_CHANGES_MAX <= WRITE_QUEUE_MAX
+assert BATCH_SECONDS_MAX < 0.05, "no batch may hold the loop for longer, but by its last change"
 assert SEND_WINDOW_MAX < WRITE_QUEUE_MAX, "one socket may not fill the writer's queue"
 assert IDEMPOTENCY_DAYS > 7
 assert AUTH_SECONDS_MAX <= HEAD_SECONDS_MAX

@@ -265,8 +265,8 @@ class Limits:
     )
     key_claims_per_hour: int = knob(
         200,
-        """One-time pre-keys that one user may claim in an hour; it applies to the calls of end-to-end encryption. It
-        keeps one user from using up the keys of others. 0 means no limit.""",
+        """One-time pre-keys that one user may claim in an hour, to open encrypted sessions; a fifth of that from any
+        one person. It keeps users from using up the keys of others. 0 means no limit.""",
         unit="an hour", low=0, high=1_000_000, reloadable=True,
     )
     discoveries_per_hour: int = knob(

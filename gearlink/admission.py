@@ -32,10 +32,12 @@ from storage.records import (
     Account,
     Delivery,
     Device,
+    DeviceKeys,
     DeviceOwner,
     Due,
     Invite,
     Membership,
+    OneTimePreKey,
     PhoneNumber,
     RefreshToken,
     Username,
@@ -192,13 +194,21 @@ async def _make_room(tx: Transaction, user_id: str, now: Milliseconds, refresh_t
 
 
 async def remove_device(tx: Transaction, device: Device) -> None:
-    """Forgets the device with its delivered marks, and ends its session."""
+    """Forgets the device with its keys and delivered marks, and ends its session."""
     for place in await tx.scan(Membership, device.user_id, limit=_MEMBERSHIPS_MAX):
         if await tx.get(Delivery, place.conversation_id, device.user_id, device.device_id):
             tx.delete(Delivery, place.conversation_id, device.user_id, device.device_id)
+    await forget_one_time_keys(tx, device.user_id, device.device_id)
+    tx.delete(DeviceKeys, device.user_id, device.device_id)
     tx.delete(Device, device.user_id, device.device_id)
     tx.announce(SessionEnded(device.user_id, device.device_id))
     tx.announce(DeviceRemoved(device.user_id, device.device_id))
+
+
+async def forget_one_time_keys(tx: Transaction, user_id: str, device_id: str) -> None:
+    """Nobody is given one of these any more."""
+    for key in await tx.scan(OneTimePreKey, user_id, device_id, limit=limits.ONE_TIME_KEYS_MAX):
+        tx.delete(OneTimePreKey, user_id, device_id, key.key_id)
 
 
 def end_session(tx: Transaction, device: Device) -> None:

@@ -6,6 +6,7 @@ sessions; the doors are opened when everything stands. The end goes the other wa
 only ones that name an implementation.
 """
 
+import gc
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
@@ -33,6 +34,7 @@ from gearlink.http_api import app as http_app
 from gearlink.hub import Hub
 from gearlink.invitations import Invitations
 from gearlink.journal import Metrics, correlation_id, logger
+from gearlink.keyring import Keyring
 from gearlink.listen import GuestStream, ListenConfig, Listener, Peer, open_tcp_listeners, tls_context
 from gearlink.members import Members
 from gearlink.messages import Messages
@@ -194,6 +196,7 @@ def _rules(
         people=People(store, clock),
         profiles=Profiles(store, clock, settings),
         avatars=Avatars(store, clock),
+        keyring=Keyring(store, clock, settings),
         conversations=Conversations(store, clock, members_max=settings.limits.group_members_max),
         members=members,
         invitations=Invitations(store, clock, members, budget),
@@ -391,6 +394,8 @@ async def run(settings: Settings, load: Callable[[], Settings], announce: Callab
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             house: House = await nursery.start(_served, settings, nursery.cancel_scope)
+            gc.collect()
+            gc.freeze()  # what is there now stays: a full collection need not look at it again, and holds the loop less long
             announce(f"gearlink is ready at {house.url}")
             async for number in signals:
                 if number == signal.SIGHUP:

@@ -1,4 +1,4 @@
-"""Pictures of people and of conversations: put, replaced, taken away, and shown to everybody who is signed in.
+"""Pictures of people and of conversations: put, replaced, taken away, and shown to those who are signed in.
 
 Every picture is cleaned of its metadata before it is stored, and another picture has another id, so whoever has one need
 never ask again. An old picture goes in the same change in which it is replaced. It knows nothing of HTTP.
@@ -12,6 +12,7 @@ from gearlink.calls import AvatarSet
 from gearlink.clock import Clock, new_id
 from gearlink.errors import NOT_AUTHENTICATED, NOT_FOUND, Refusal
 from gearlink.images import clean_image
+from gearlink.people import seen_by
 from gearlink.rights import Right, enter, settings_of
 from gearlink.throttle import Throttle
 from gearlink.timeline import avatar_url
@@ -52,10 +53,16 @@ class Avatars:
         per_hour = limits.AVATAR_CHANGES_PER_HOUR
         self._changes = Throttle("avatars", per_hour / 3600, per_hour)
 
-    async def read(self, _actor: Actor, avatar_id: str) -> Avatar:
-        """Anybody's picture, for anybody who is signed in. Raises Refusal `not-found`."""
+    async def read(self, actor: Actor, avatar_id: str) -> Avatar:
+        """A picture, for anybody who is signed in and would find it in its owner's profile, or of a conversation.
+
+        Raises Refusal `not-found`.
+        """
         avatar = await self._store.get(Avatar, avatar_id)
         if avatar is None:
+            raise Refusal(NOT_FOUND)
+        owner = await self._store.get(Account, avatar.owner_id) if avatar.owner_id != actor.user_id else None
+        if owner is not None and (await seen_by(self._store, actor.user_id, owner)).avatar_url is None:
             raise Refusal(NOT_FOUND)
         return avatar
 

@@ -57,6 +57,25 @@ UsernameText = Annotated[
     ),
 ]
 
+KeyId = Annotated[int, Meta(ge=1, le=limits.KEY_ID_MAX)]
+# What comes last has few bits left: only one character for each value of them is canonical (RFC 4648 §3.5).
+KeyText = Annotated[
+    str,
+    Meta(
+        pattern="^[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]$",
+        max_length=43,
+        description="32 bytes in canonical base64url without padding",
+    ),
+]
+SignatureText = Annotated[
+    str,
+    Meta(
+        pattern="^[A-Za-z0-9_-]{85}[AQgw]$",
+        max_length=86,
+        description="64 bytes in canonical base64url without padding",
+    ),
+]
+
 
 class VerifyRequest(Request):
     phone_number: PhoneText
@@ -140,6 +159,32 @@ class PrivacyForm(Request):
     add_to_groups: Audience | UnsetType = UNSET
     find_by_number: Audience | UnsetType = UNSET
     receipts_to_strangers: bool | UnsetType = UNSET
+
+
+class OneTimePreKeyForm(Request):
+    key_id: KeyId
+    public_key: KeyText
+
+
+class SignedPreKeyForm(Request):
+    """`signature`: by the identity key over 0x05 and the public key."""
+
+    key_id: KeyId
+    public_key: KeyText
+    signature: SignatureText
+
+
+class KeysForm(Request):
+    """The public keys of the calling device. `oneTimePreKeys` are added, by growing ids; the others are replaced."""
+
+    identity_key: KeyText
+    signed_pre_key: SignedPreKeyForm
+    last_resort_pre_key: SignedPreKeyForm
+    one_time_pre_keys: Annotated[list[OneTimePreKeyForm], Meta(max_length=limits.ONE_TIME_KEYS_MAX)]
+
+
+class ClaimForm(Request):
+    user_id: Id
 
 
 class SettingsForm(Request):

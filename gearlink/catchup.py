@@ -56,8 +56,8 @@ class Audience(Protocol):
     async def remind(self, frame: protocol.AnyServerFrame, *, again: bool = False) -> None:
         """Tells what has no number. Unless it is to be told `again`, it may know that it was told before."""
 
-    async def introduce(self, conversation: ConversationView) -> None:
-        """Tells of a conversation that the device does not know, or wants to see."""
+    async def introduce(self, conversation: ConversationView, *, again: bool) -> None:
+        """Tells of a conversation that the device does not know, or wants to see, or knew and has to forget."""
 
     def wants_view(self, conversation_id: str, *, has_events: bool) -> bool:
         """Whether it also wants to see a conversation that the device knows."""
@@ -103,7 +103,8 @@ class CatchUp:
         self._receipts, self._conversations = doorway.domain.receipts, doorway.domain.conversations
         self.cursors = dict(cursors or {})
         self.knows_epoch = epoch is None or epoch == doorway.store.epoch
-        self._since = since if self.knows_epoch else 0  # what the device knew of another epoch it has to forget
+        # What the device knew of another epoch it has to forget; and a time to come says that the clock was put back.
+        self._since = since if self.knows_epoch and since <= doorway.clock.now() else 0
         self._audience, self._is_quiet = audience, is_quiet
         self.reload: list[str] = []
 
@@ -123,7 +124,8 @@ class CatchUp:
         known = delivered if cursor is None else cursor
         is_new = known is None or known < member.joined_sequence  # what was before they came back is not theirs
         if is_new:
-            await self._introduce(conversation, member)
+            # A device that was here before: what it has of that is not there for it any more.
+            await self._introduce(conversation, member, again=bool(cursor))
         start = self._position(member, head, cursor, delivered)
         position = await self._events(member, start, head.sequence)
         if not audience.stays(conversation_id):
@@ -223,8 +225,11 @@ class CatchUp:
             return head.sequence
         return member.joined_sequence
 
-    async def _introduce(self, conversation: Conversation, member: Member) -> None:
-        await self._audience.introduce(await self._conversations.seen_by(conversation, member, with_members=True))
+    async def _introduce(self, conversation: Conversation, member: Member, *, again: bool = False) -> None:
+        view = await self._conversations.seen_by(conversation, member, with_members=True)
+        if again:
+            await self._audience.say(protocol.ConversationDeleted(conversation_id=view.id))
+        await self._audience.introduce(view, again=again)
 
 
 # --- over a socket ---------------------------------------------------------------------------------------------------
@@ -263,7 +268,7 @@ class _Socket:
     async def remind(self, frame: protocol.AnyServerFrame, *, again: bool = False) -> None:
         await self.say(frame)
 
-    async def introduce(self, conversation: ConversationView) -> None:
+    async def introduce(self, conversation: ConversationView, *, again: bool) -> None:
         """A conversation that this device was never told of begins with `conversation:created`."""
         await self.say(protocol.ConversationCreated(conversation=conversation))
 
@@ -299,5 +304,7 @@ async def resume(
     for conversation_id in gone - session.seats.keys():  # left, removed or deleted while the device was away
         await socket.say(protocol.ConversationDeleted(conversation_id=conversation_id))
     await catch_up.drafts()
+    if (remaining := await doorway.domain.keyring.low(session.actor)) is not None:
+        await socket.say(protocol.KeysLow(one_time_remaining=remaining))
     reload = {"reload": catch_up.reload} if catch_up.reload else {}
     session.say(protocol.SyncDone(complete=not catch_up.reload, **reload))

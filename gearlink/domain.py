@@ -10,6 +10,7 @@ from gearlink.avatars import Avatars
 from gearlink.calls import SyncAnswer, SyncForm
 from gearlink.conversations import Conversations
 from gearlink.invitations import Invitations
+from gearlink.keyring import Keyring
 from gearlink.members import Members
 from gearlink.messages import Messages
 from gearlink.people import People
@@ -35,6 +36,7 @@ class Domain:
     people: People
     profiles: Profiles
     avatars: Avatars
+    keyring: Keyring
     conversations: Conversations
     members: Members
     invitations: Invitations
@@ -56,5 +58,6 @@ class Domain:
         self.verification.reload(settings)
         self.accounts.reload(settings)
         self.profiles.reload(settings)
+        self.keyring.reload(settings)
         self.amendments.reload(settings)
         self.conversations.members_max = self.members.members_max = settings.limits.group_members_max

@@ -55,6 +55,7 @@ LAST_OWNER = _entry("last-owner", 409, "The last owner has to name an heir first
 ALREADY_MEMBER = _entry("already-member", 409, "This user is a member already")
 MESSAGE_DELETED = _entry("message-deleted", 409, "This message was deleted")
 TOO_LATE = _entry("too-late", 409, "The time in which this was possible has passed")
+ALREADY_SENT = _entry("already-sent", 409, "A message of this tempId was sent already")
 POLL_CLOSED = _entry("poll-closed", 409, "This poll takes no more votes")
 TOO_MANY = _entry("too-many", 409, "There are as many of these as the server allows: remove some first")
 TOO_MANY_DEVICES = _entry("too-many-devices", 409, "Remove a device first")

@@ -36,6 +36,8 @@ from storage.notices import (
     Delivered,
     DeviceAdded,
     DeviceRemoved,
+    IdentityChanged,
+    KeysLow,
     Mark,
     Personal,
     Read,
@@ -44,6 +46,8 @@ from storage.notices import (
 
 _RETURN_SPREAD_MS_MAX = 10_000  # after a restart, the sign-ins of many come this far apart
 _NEVER = sys.maxsize  # a sequence number that no event has
+_SWEEP_SECONDS = 1.0
+_CROWDED_SECONDS = 10.0  # until somebody with too many sockets may look whether one has gone
 _WEBSOCKET_PING = b"\x89\x00"  # RFC 6455 §5.5.2, without payload
 
 
@@ -154,7 +158,7 @@ class Hub:
             raise Refusal(RESTARTING)
         sessions = self._users.setdefault(session.actor.user_id, set())
         if self.connections_per_user and len(sessions) >= self.connections_per_user:
-            raise Refusal(TOO_MANY_CONNECTIONS)
+            raise Refusal(TOO_MANY_CONNECTIONS, retry_after_seconds=_CROWDED_SECONDS)
         sessions.add(session)
         if len(sessions) == 1:
             self._presence.came(session.actor.user_id)
@@ -276,6 +280,26 @@ class Hub:
                     [user_id], protocol.frame(protocol.DeviceRemoved(device_id=device_id, user_id=user_id))
                 )
 
+            case KeysLow(user_id, device_id, remaining):
+                for session in self._users.get(user_id, ()):
+                    if session.actor.device_id == device_id:
+                        session.say(protocol.KeysLow(one_time_remaining=remaining))
+                        self._sent.inc()
+            case IdentityChanged():
+                self._tell_identity(signal)
+
+    def _tell_identity(self, changed: IdentityChanged) -> None:
+        """Once to each socket, however many conversations its user shares, and to the user's own other devices."""
+        told = set(self._users.get(changed.user_id, ()))
+        for conversation_id in changed.conversation_ids:
+            if room := self._rooms.get(conversation_id):
+                told |= {seat.session for seat in room.seats}
+        frame = protocol.frame(protocol.IdentityChanged(user_id=changed.user_id, device_id=changed.device_id))
+        for session in told:
+            if session.actor.device_id != changed.device_id:
+                session.outbox.put(frame)
+                self._sent.inc()
+
     def _tell_users(self, user_ids: Iterable[str], frame: bytes, *, but_device_id: str = "") -> None:
         told = 0
         for user_id in user_ids:
@@ -393,7 +417,7 @@ class Hub:
             return
         if signal.active:
             started = signal.user_id not in room.typing
-            room.typing[signal.user_id] = trio.current_time() + limits.TYPING_SECONDS_MAX
+            room.typing[signal.user_id] = trio.current_time() + limits.TYPING_SECONDS_MAX - _SWEEP_SECONDS / 2
             if not started:
                 return  # they know: only the end moves
         elif room.typing.pop(signal.user_id, None) is None:
@@ -409,7 +433,7 @@ class Hub:
         """Once a second: ends sockets whose token ran out, pings silent ones, drops dead ones, ends old typing."""
         task_status.started()
         while True:
-            await trio.sleep(1)
+            await trio.sleep(_SWEEP_SECONDS)
             now, wall = trio.current_time(), self._clock.now()
             for session in self._everybody():
                 self._sweep_session(session, now, wall)

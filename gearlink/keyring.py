@@ -55,8 +55,8 @@ class Keyring:
         """Takes over what a reload may change; who was over a limit starts anew."""
         per_hour = settings.limits.key_claims_per_hour
         self._claims = Throttle("key-claims", per_hour / _HOUR_SECONDS, per_hour, unit="keys")
-        per_hour /= limits.KEY_CLAIM_TARGETS_MIN
-        self._claims_of_one = Throttle("key-claims-of-one", per_hour / _HOUR_SECONDS, per_hour, unit="keys")
+        of_one = per_hour / limits.KEY_CLAIM_TARGETS_MIN
+        self._claims_of_one = Throttle("key-claims-of-one", of_one / _HOUR_SECONDS, of_one, unit="keys")
 
     # --- one's own ---------------------------------------------------------------------------------------------------
 
@@ -277,6 +277,4 @@ def _bundle(keys: DeviceKeys, one_time: OneTimePreKey | None) -> DeviceBundle:
 
 
 def _signed_view(key: SignedPreKey) -> SignedPreKeyView:
-    return SignedPreKeyView(
-        key_id=key.key_id, public_key=encoded(key.public_key), signature=encoded(key.signature)
-    )
+    return SignedPreKeyView(key_id=key.key_id, public_key=encoded(key.public_key), signature=encoded(key.signature))

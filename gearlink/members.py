@@ -43,12 +43,17 @@ from storage.records import (
     DirectPair,
     Draft,
     Head,
+    Hidden,
     JoinRequest,
     Member,
     Membership,
     Purge,
+    Record,
+    Scheduled,
+    Thread,
+    ThreadRead,
 )
-from storage.store import Reads, Store, Transaction
+from storage.store import KeyPart, Reads, Store, Transaction
 
 _MEMBERS_MAX = 100_000  # of one conversation, told that it has ended
 _PAGE = 500  # members or memberships that are read at once, between two checkpoints
@@ -102,7 +107,7 @@ class Members:
     async def change(self, actor: Actor, conversation_id: str, user_id: str, form: MemberChange) -> MemberView:
         """Gives `user_id` another role. An owner hands over by making an heir and then stepping down.
 
-        Raises Refusal `not-found`, `forbidden`, `last-owner`.
+        Raises Refusal `not-found`, `forbidden`, `last-owner`, `invalid-request` for an owner who is suspended or deleted.
         """
         now = self._clock.now()
 
@@ -111,6 +116,8 @@ class Members:
             target = await _require_member(tx, conversation_id, user_id)
             if target.role == form.role:
                 return target
+            if form.role == "owner" and not await _is_active(tx, user_id):
+                raise invalid("role", "nobody can use this user's account, so they cannot be an owner")
             owners = conversation.owner_count + (form.role == "owner") - (target.role == "owner")
             if owners < 1:
                 raise Refusal(LAST_OWNER)
@@ -205,9 +212,13 @@ def list_of(user_ids: Iterable[str]) -> list[str]:
 async def require_accounts(reads: Reads, user_ids: Sequence[str], path: str) -> None:
     """Raises Refusal `invalid-request` for one who does not exist, or whose account is suspended or deleted."""
     for position, user_id in enumerate(user_ids):
-        account = await reads.get(Account, user_id)
-        if account is None or not account.is_active:
+        if not await _is_active(reads, user_id):
             raise invalid(f"{path}[{position}]", "there is no such user")
+
+
+async def _is_active(reads: Reads, user_id: str) -> bool:
+    account = await reads.get(Account, user_id)
+    return account is not None and account.is_active
 
 
 async def _require_member(tx: Transaction, conversation_id: str, user_id: str) -> Member:
@@ -252,9 +263,12 @@ async def let_in(
     assert head is not None
     sees_history = settings_of(conversation).history_visible
     newcomers = [
-        Member(conversation_id, each, role, now, head.sequence, head.sequence, sees_history=sees_history)
+        Member(
+            conversation_id, each, role, now, head.sequence, head.sequence, sees_history=sees_history,
+            hidden_at=await _hidden_at(tx, conversation_id, each) if sees_history else 0,
+        )
         for each in user_ids
-    ]
+    ]  # fmt: skip
     for member in newcomers:
         await admit(tx, member)
         if conversation.request_count and (request := await tx.get(JoinRequest, conversation_id, member.user_id)):
@@ -275,6 +289,12 @@ async def let_in(
     return newcomers
 
 
+async def _hidden_at(reads: Reads, conversation_id: str, user_id: str) -> Milliseconds:
+    """When somebody who was there before hid a message; 0 if they have hidden none."""
+    hidden = await reads.scan(Hidden, conversation_id, user_id, limit=1)
+    return hidden[0].hidden_at if hidden else 0
+
+
 async def take_out(
     tx: Transaction, conversation: Conversation, target: Member, how: End, actor_id: str, now: Milliseconds
 ) -> None:
@@ -286,6 +306,10 @@ async def take_out(
     if owners < 1 and conversation.type != "direct":
         raise Refusal(LAST_OWNER)
     await dismiss(tx, target.conversation_id, target.user_id, now)
+    for each in await tx.scan(Scheduled, target.user_id, limit=limits.SCHEDULED_PER_USER_MAX):
+        if each.conversation_id == target.conversation_id:  # what was to be sent is for nobody; its `Due` finds nothing
+            tx.delete(Scheduled, each.user_id, each.scheduled_id)
+            tx.announce(Personal((each.user_id,), each, gone=True))
     tx.put(
         structs.replace(conversation, member_count=conversation.member_count - 1, owner_count=owners, updated_at=now)
     )
@@ -338,10 +362,13 @@ async def staff_of(reads: Reads, conversation: Conversation) -> Sequence[str]:
 async def withdraw(store: Store, clock: Clock, user_id: str) -> None:
     """Takes a user out of every conversation, one change each, so it may be stopped anywhere and begun again.
 
-    Where they were the last owner, the longest-serving admin is the next one, or without admins the member.
+    Where they were the last owner, the longest-serving admin is the next one, or without admins the member. What only
+    they could see goes before: what they hid, how far they read threads, where they asked to be let in.
     """
+    await _unask(store, user_id)
     while memberships := await store.scan(Membership, user_id, limit=_PAGE):
         for each in memberships:
+            await _forget_traces(store, user_id, each.conversation_id)
             heir_id = ""
             while not await store.write(_withdrawal(user_id, each.conversation_id, heir_id, clock.now())):
                 heir_id = await _heir(store, each.conversation_id, user_id)
@@ -369,6 +396,44 @@ def _withdrawal(
             await tx.append(conversation_id, MemberChanged(new_id(), user_id, now, heir_id, "owner"))
         await take_out(tx, conversation, member, "erased", user_id, now)
         return True
+
+    return change
+
+
+async def _unask(store: Store, user_id: str) -> None:
+    """Takes back every request of the user to be let in. Requests are found by conversation, and those are few."""
+    after: str | None = None
+    while found := await store.scan(JoinRequest, after=after, limit=1):
+        after = found[0].conversation_id
+        if await store.get(JoinRequest, after, user_id) is not None:
+            await store.write(_unasking(after, user_id))
+        await trio.lowlevel.checkpoint()
+
+
+def _unasking(conversation_id: str, user_id: str) -> Callable[[Transaction], Awaitable[None]]:
+    async def change(tx: Transaction) -> None:
+        conversation = await tx.get(Conversation, conversation_id)
+        request = await tx.get(JoinRequest, conversation_id, user_id)
+        if conversation is not None and request is not None:
+            tx.put(await settle(tx, conversation, request))
+
+    return change
+
+
+async def _forget_traces(store: Store, user_id: str, conversation_id: str) -> None:
+    """Deletes what the user hid there, and how far they had read its threads."""
+    while hidden := await store.scan(Hidden, conversation_id, user_id, limit=_PAGE):
+        await store.write(_deletion(Hidden, [(conversation_id, user_id, each.sequence) for each in hidden]))
+    after: int | None = None
+    while threads := await store.scan(Thread, conversation_id, after=after, limit=_PAGE):
+        await store.write(_deletion(ThreadRead, [(each.thread_id, user_id) for each in threads]))
+        after = threads[-1].root_sequence
+
+
+def _deletion(kind: type[Record], keys: Sequence[tuple[KeyPart, ...]]) -> Callable[[Transaction], Awaitable[None]]:
+    async def change(tx: Transaction) -> None:
+        for key in keys:
+            tx.delete(kind, *key)
 
     return change
 

@@ -197,7 +197,8 @@ class Messages:
         sent, now = accepted.sent, self._clock.now()
         entry = await self._store.get(LogEntry, sent.conversation_id, sent.sequence)
         member = await self._store.get(Member, sent.conversation_id, actor.user_id)
-        if entry is not None and member is not None and not is_expired(entry, now):
+        is_seen = entry is not None and member is not None and entry.sequence > member.horizon  # they may be back since
+        if entry is not None and member is not None and is_seen and not is_expired(entry, now):
             view = await shown(self._store, entry, member, now)
             return SentMessage(message_id=sent.message_id, **structs.asdict(view))
         return SentMessage(  # what is left of it is that it was accepted

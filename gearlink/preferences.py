@@ -62,7 +62,8 @@ class Preferences:
     async def set_draft(
         self, actor: Actor, conversation_id: str, content: str | None, reply_to_id: str | None = None
     ) -> DraftView:
-        """Keeps what the caller has begun to write there, in place of what was kept before; None gives it up.
+        """Keeps what the caller has begun to write there, in place of what was kept before; None gives it up, for which
+        being a member is enough.
 
         Raises Refusal `not-found`, `forbidden`, `refused-by-privacy`, `must-be-encrypted`, `rate-limited`,
         `invalid-request` (too long, a message that is not there to reply to).
@@ -73,7 +74,8 @@ class Preferences:
         now = self._clock.now()
 
         async def change(tx: Transaction) -> Draft:
-            conversation, member = await enter(tx, actor.user_id, conversation_id, Right.SEND)
+            right = Right.READ if content is None else Right.SEND  # what is theirs they may always take away
+            conversation, member = await enter(tx, actor.user_id, conversation_id, right)
             if content is not None and conversation.encryption == "e2ee":
                 raise Refusal(MUST_BE_ENCRYPTED)
             if content is not None and reply_to_id is not None:

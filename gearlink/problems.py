@@ -49,7 +49,9 @@ def correlation_id(headers: Mapping[bytes, bytes]) -> str:
 
 def document(refusal: Refusal, identifier: str) -> bytes:
     """The body of an answer that refuses."""
-    entry = refusal.entry
+    entry, errors = refusal.entry, refusal.errors
+    if errors is None and entry.status == 422:  # the contract: never without a place, be it the whole of it
+        errors = [{"path": "", "message": refusal.detail}]
     return encode(
         Problem(
             type=f"/problems/{entry.code}",
@@ -58,7 +60,7 @@ def document(refusal: Refusal, identifier: str) -> bytes:
             detail=refusal.detail,
             code=entry.code,
             correlation_id=identifier,
-            errors=UNSET if refusal.errors is None else refusal.errors,
+            errors=UNSET if errors is None else errors,
         )
     )
 

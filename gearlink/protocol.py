@@ -463,6 +463,19 @@ class DeviceRemoved(ServerFrame, tag="device:removed"):
     user_id: str
 
 
+class KeysLow(ServerFrame, tag="keys:low"):
+    """So few one-time pre-keys of this device are left: it should upload more."""
+
+    one_time_remaining: int
+
+
+class IdentityChanged(ServerFrame, tag="identity:changed"):
+    """A device has another identity key than before: whoever talks to it is told before they go on."""
+
+    user_id: str
+    device_id: str
+
+
 class Pong(ServerFrame, tag="pong"):
     """The answer to `ping`."""
 
@@ -500,7 +513,7 @@ AnyServerFrame = (
     | ConversationCreated | ConversationUpdated | ConversationPreferences | ConversationDeleted | MemberJoined
     | MemberChanged | MemberLeft | JoinRequested | JoinSettled | ThreadWasRead | DraftChanged | ScheduledChanged
     | ScheduledRemoved | ContactChanged | ContactRemoved | BlockAdded | BlockRemoved | PrivacyChanged | DeviceAdded
-    | DeviceRemoved | Pong | Ok | Error | Goodbye
+    | DeviceRemoved | KeysLow | IdentityChanged | Pong | Ok | Error | Goodbye
 )  # fmt: skip
 
 

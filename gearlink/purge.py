@@ -112,6 +112,11 @@ class _Step:
                     room -= await _erase(tx, kind, fields, message_id, room)
                 if room <= 0:
                     break
+                if (thread_id := entry.event.thread_id) != "":  # the message that it began with may have expired
+                    tx.delete(ThreadReply, thread_id, entry.sequence)
+                    room -= await _erase(tx, ThreadRead, ("user_id",), thread_id, room)
+                    if room <= 0:
+                        break
                 tx.delete(Untold, message_id)
                 tx.delete(MessageIndex, message_id)
             tx.delete(LogEntry, self._conversation_id, entry.sequence)

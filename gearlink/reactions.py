@@ -96,7 +96,8 @@ class Reactions:
         wanted = _require_emoji("emoji", emoji) if emoji is not None else None
         sight = await visible_message(self._store, actor.user_id, message_id, Right.READ, self._clock.now())
         last = decode_cursor(cursor, 2) if cursor else None
-        if wanted is not None and _tally_of(sight.message, wanted) is None:
+        tallied = sight.message.reactions  # none of a deleted message, whose last rows may still be there
+        if not tallied or (wanted is not None and _tally_of(sight.message, wanted) is None):
             return Page(items=[])
         found: list[Reaction] = []
         looked_at = 0

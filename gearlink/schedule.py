@@ -3,9 +3,10 @@
 A scheduled message is the form that its writer filled in, and a time. When that comes it is sent by the rules of that
 moment, in the same change that takes it off the list, so a crash neither loses nor doubles it. Who may not write there
 any more gets it back with the code of the refusal. It names no device as its sender, so all of the writer's devices are
-told like everybody else.
+told like everybody else. Where they are no member any more it goes to nobody, and is forgotten.
 """
 
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 import msgspec
@@ -16,13 +17,13 @@ from gearlink.accounts import Actor
 from gearlink.calls import MessageForm, ScheduleChange, ScheduleForm
 from gearlink.clock import DAY, Clock, Milliseconds, new_id
 from gearlink.cursors import decode_cursor, encode_cursor
-from gearlink.errors import ACCOUNT_SUSPENDED, NOT_FOUND, TOO_MANY, Refusal, invalid
+from gearlink.errors import ACCOUNT_SUSPENDED, ALREADY_SENT, NOT_FOUND, TOO_MANY, Refusal, invalid
 from gearlink.messages import Messages
 from gearlink.personal import scheduled_view
 from gearlink.rights import Right, enter
 from gearlink.views import Page, ScheduledView
 from storage.notices import Personal
-from storage.records import Account, Due, Scheduled, Sent
+from storage.records import Account, Conversation, Due, Scheduled, Sent
 from storage.store import Store, Transaction
 
 SEND = "send"  # of `Due.what`
@@ -70,7 +71,7 @@ class Schedule:
                 if named == (actor.device_id, conversation_id, message.temp_id):
                     return each
             if await tx.get(Sent, actor.device_id, conversation_id, message.temp_id):
-                raise invalid("tempId", "the message of this name was sent already")
+                raise Refusal(ALREADY_SENT)
             if len(waiting) >= limits.SCHEDULED_PER_USER_MAX:
                 raise Refusal(TOO_MANY)
             self._put(tx, scheduled, actor.device_id)
@@ -124,25 +125,30 @@ class Schedule:
     async def send_due(self, scheduled_id: str, user_id: str) -> None:
         """Sends it, if it still waits and its time has come; or notes why that cannot be."""
         now, message_id = self._clock.now(), new_id()
+        tried: list[Scheduled] = []
 
         async def change(tx: Transaction) -> None:
             scheduled = await tx.get(Scheduled, user_id, scheduled_id)
             if scheduled is None or scheduled.trouble or scheduled.send_at > now:
                 return
+            tried.append(scheduled)
             account = await tx.get(Account, user_id)
             if account is None or not account.is_active:
                 raise Refusal(ACCOUNT_SUSPENDED)
-            await self._messages.compose(
-                tx, user_id, scheduled.device_id, scheduled.conversation_id, _form(scheduled), message_id, now,
-                by_server=True,
-            )  # fmt: skip
+            if await tx.get(Conversation, scheduled.conversation_id) is not None:  # else it was deleted meanwhile
+                accepted = await self._messages.compose(
+                    tx, user_id, scheduled.device_id, scheduled.conversation_id, _form(scheduled), message_id, now,
+                    by_server=True,
+                )  # fmt: skip
+                if accepted.repeated:  # by that name its writer has said something else meanwhile
+                    raise Refusal(ALREADY_SENT)
             _remove(tx, scheduled)
             tx.announce(Personal((user_id,), scheduled, gone=True))
 
         try:
             await self._store.write(change)
         except Refusal as refusal:
-            await self._store.write(_noting(user_id, scheduled_id, refusal.code))
+            await self._store.write(_noting(tried[0], refusal.code))
 
     def _future(self, text: str) -> Milliseconds:
         at, now = parse_time(text, "sendAt"), self._clock.now()
@@ -167,11 +173,13 @@ def _remove(tx: Transaction, scheduled: Scheduled) -> None:
     tx.delete(Due, scheduled.send_at, SEND, scheduled.scheduled_id, 0)
 
 
-def _noting(user_id: str, scheduled_id: str, code: str):  # type: ignore[no-untyped-def]
+def _noting(tried: Scheduled, code: str) -> Callable[[Transaction], Awaitable[None]]:
+    """The change that gives `tried` back to its writer, with the code of the refusal."""
+
     async def change(tx: Transaction) -> None:
-        scheduled = await tx.get(Scheduled, user_id, scheduled_id)
-        if scheduled is not None:
-            returned = structs.replace(scheduled, trouble=code)
+        user_id = tried.user_id
+        if await tx.get(Scheduled, user_id, tried.scheduled_id) == tried:  # else its writer has changed it meanwhile
+            returned = structs.replace(tried, trouble=code)
             tx.put(returned)
             tx.announce(Personal((user_id,), returned))
 

@@ -192,9 +192,10 @@ class Standing:
             while await self._erase_rows(kind, field, user_id):
                 pass
 
+        while await self._erase_device(user_id):
+            pass
+
         async def change(tx: Transaction) -> None:
-            for device in await tx.scan(Device, user_id, limit=limits.DEVICES_PER_USER_MAX):
-                await remove_device(tx, device)
             for kind in (Privacy, LastSeen, Account):
                 tx.delete(kind, user_id)
 
@@ -227,6 +228,17 @@ class Standing:
             for row in rows:
                 tx.delete(kind, user_id, getattr(row, field))
             return len(rows) == limits.SWEEP_ROWS_PER_STEP
+
+        return await self._store.write(change)
+
+    async def _erase_device(self, user_id: str) -> bool:
+        """Removes one device of the user with all that hangs on it; False if there is none left."""
+
+        async def change(tx: Transaction) -> bool:
+            devices = await tx.scan(Device, user_id, limit=1)
+            for device in devices:
+                await remove_device(tx, device)
+            return bool(devices)
 
         return await self._store.write(change)
 

@@ -101,11 +101,12 @@ class Sync:
         started = self._doorway.clock.now()
         with self._watching(actor) as watch:
             told = self._told.get(actor.device_id)
-            if form.epoch not in (None, self._doorway.store.epoch):
+            is_of_later = told is not None and told.since > started  # the clock was put back
+            if is_of_later or form.epoch not in (None, self._doorway.store.epoch):
                 told = _Told(0)
             if told is None:
                 connected_at = await self._doorway.domain.accounts.connected_at(actor)
-                told = _Told(safely_before(connected_at) if connected_at else 0)
+                told = _Told(safely_before(connected_at) if 0 < connected_at <= started else 0)
             gathering = _Gathering(self._doorway, self, watch, form, told)
             await gathering.everything()
             if form.wait_seconds and gathering.is_empty:
@@ -148,7 +149,10 @@ class Sync:
     @contextmanager
     def _seat_to_wait(self, user_id: str) -> Iterator[None]:
         if self._waiting.get(user_id, 0) >= limits.SYNC_WAITING_PER_USER_MAX:
-            raise Refusal(RATE_LIMITED, "too many calls of yours are waiting already", retry_after_seconds=1)
+            most = limits.SYNC_WAITING_PER_USER_MAX
+            headers = {"RateLimit-Policy": f'"waiting-calls";q={most};w=1', "RateLimit": '"waiting-calls";r=0;t=1'}
+            detail = "too many calls of yours are waiting already"
+            raise Refusal(RATE_LIMITED, detail, retry_after_seconds=1, headers=headers)
         self._waiting[user_id] = self._waiting.get(user_id, 0) + 1
         try:
             yield
@@ -339,12 +343,16 @@ class _Gathering:
             self._gather(data)
         self.reminders.add(reminder)
 
-    async def introduce(self, conversation: ConversationView) -> None:
+    async def introduce(self, conversation: ConversationView, *, again: bool) -> None:
+        if again:  # among the events, because it has to come behind the one that says that the old one is gone
+            await self.say(protocol.ConversationCreated(conversation=conversation))
         self._views[conversation.id] = conversation
         self._bytes += len(protocol.encode(conversation))
 
     def wants_view(self, conversation_id: str, *, has_events: bool) -> bool:
         # Who has named as many as there may be cannot name this one: that they do not is no sign that they lack it.
+        if conversation_id in self._catch_up.reload:
+            return True
         return has_events or (conversation_id not in self._named and len(self._named) < limits.CURSORS_MAX)
 
     async def taken(self) -> None:

@@ -2,7 +2,7 @@
 
 The store keeps what is due in order of time (`Due`), so nothing is forgotten in a restart and a look costs the same
 however much lies ahead. A step is given by the house for each kind; it may run twice, after a crash, and has to make
-nothing of the second time. What fails is put off and tried again, and never holds up the rest.
+nothing of the second time. What fails is tried again, a bug after a while, and never holds up the rest.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -39,13 +39,22 @@ class Timers:
             await trio.sleep(limits.TIMER_SECONDS)
 
     async def tick(self) -> bool:
-        """Does what is due now, as far as one look finds it. True if there may be more."""
+        """Does what is due now, as far as one look finds it. True if there may be more.
+
+        Raises the last StoreError that there was, once everything else was done: the store may fail, or one damaged record.
+        """
+        failed: StoreError | None = None
         found = await self._store.scan(Due, before=self._clock.now() + 1, limit=limits.TIMER_ROWS_PER_STEP)
         ordered = sorted(found, key=lambda due: (due.what, due.subject_id, due.owner_id, due.number))
         for (what, subject_id, owner_id), group in groupby(
             ordered, key=lambda due: (due.what, due.subject_id, due.owner_id)
         ):
-            await self._do(what, subject_id, owner_id, list(group))
+            try:
+                await self._do(what, subject_id, owner_id, list(group))
+            except StoreError as trouble:
+                failed = trouble
+        if failed is not None:
+            raise failed
         return len(found) == limits.TIMER_ROWS_PER_STEP
 
     async def _do(self, what: str, subject_id: str, owner_id: str, rows: Sequence[Due]) -> None:

@@ -99,6 +99,48 @@ class Device(Answer):
     signed_in: bool
 
 
+class SignedPreKeyView(Answer):
+    key_id: int
+    public_key: str
+    signature: str
+
+
+class OneTimePreKeyView(Answer):
+    key_id: int
+    public_key: str
+
+
+class DeviceBundle(Answer):
+    """What it takes to open a session with a device: a one-time pre-key, or the last-resort one if there is none."""
+
+    device_id: str
+    identity_key: str
+    signed_pre_key: SignedPreKeyView
+    one_time_pre_key: OneTimePreKeyView | UnsetType = UNSET
+    last_resort_pre_key: SignedPreKeyView | UnsetType = UNSET
+
+
+class ClaimedKeys(Answer):
+    devices: list[DeviceBundle]
+
+
+class DeviceIdentity(Answer):
+    device_id: str
+    identity_key: str
+    identity_changed_at: Timestamp | UnsetType = UNSET
+
+
+class DeviceIdentities(Answer):
+    devices: list[DeviceIdentity]
+
+
+class KeyStatus(Answer):
+    """What the server holds of the calling device; `digest` is null if it published no keys."""
+
+    one_time_remaining: int
+    digest: str | None
+
+
 class PrivacyView(Answer):
     """What a user lets others see and do."""
 

@@ -51,6 +51,7 @@ _log = logger("websocket")
 CLOSE_INTERNAL_ERROR = 1011  # RFC 6455 §7.4.1
 CLOSE_UNREADABLE, CLOSE_NOT_AUTHENTICATED = 4400, 4401
 _REFUSALS_FORGIVEN_PER_SECOND = 5.0  # of `limits.REFUSED_FLOOD_MAX` rate-limited frames
+_FLOOD_MS = 10_000  # in which fifty refusals are forgiven
 _FRAMES_PER_SECOND = 2000.0  # of any kind, from one socket; over it the socket is read more slowly, nothing is refused
 
 
@@ -249,7 +250,7 @@ class _Guest:
             if self._unreadable >= limits.MALFORMED_FRAMES_MAX:
                 self._session.end(UNREADABLE_FRAME)
         if refusal.entry is RATE_LIMITED and self._refusals.take(0):
-            self._session.end(FLOOD)
+            self._session.end(FLOOD, retry_after_ms=_FLOOD_MS)
 
     # --- authentication and resume -----------------------------------------------------------------------------------
 

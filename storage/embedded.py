@@ -198,9 +198,12 @@ class EmbeddedStore:
             self._tell(done, outcome.Error(trouble))
         self._report(trouble)
 
-    async def _commit(self, taken: Sequence[tuple[Change, Done]]) -> None:
+    async def _commit(self, taken: list[tuple[Change, Done]]) -> None:
+        """Those of `taken` for which there was no time go back to the head of the queue."""
         started = perf_counter()
         batch = self._run_changes([change for change, _done in taken])
+        self._queue.extendleft(reversed(taken[len(batch.ended) :]))
+        del taken[len(batch.ended) :]
         if batch.rows:
             self._hide(batch.notices)
             await self._engine.commit([(*place, value) for place, value in batch.rows.items()])
@@ -217,7 +220,8 @@ class EmbeddedStore:
                     self._report(trouble)
 
     def _run_changes(self, changes: Sequence[Change]) -> "_Batch":
-        batch = _Batch()
+        """Runs as many of them, and one at least, as the loop can wait for."""
+        batch, enough_at = _Batch(), perf_counter() + limits.BATCH_SECONDS_MAX
         has_room = self._engine.has_room()
         for change in changes:
             transaction = WriteTransaction(self._settled, batch.puts)
@@ -238,6 +242,8 @@ class EmbeddedStore:
                 batch.rows.update(rows)
                 batch.puts.take(transaction.puts)
                 batch.notices.extend(transaction.notices)
+            if perf_counter() >= enough_at:
+                break
         return batch
 
     def _hide(self, notices: Sequence[Notice]) -> None:

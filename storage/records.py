@@ -521,7 +521,8 @@ class DeviceKeys(Record, frozen=True):
     """The public keys of a device, but for its one-time pre-keys: of those, how many there are, how far its uploads
     went, and how far they were handed out, as key ids.
 
-    Under another `epoch` than the store's the one-time pre-keys may have been handed out since, and are void.
+    What was handed out is deleted; knowing how far that went keeps a claim from stepping over what is no more. Under
+    another `epoch` than the store's the one-time pre-keys may have been handed out since, and are void.
     """
 
     user_id: str

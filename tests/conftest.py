@@ -29,10 +29,12 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     options = session.config.option
     is_whole = session.config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    is_whole = is_whole and not (options.keyword or options.markexpr or getattr(options, "lf", False))
+    narrowed = ("keyword", "markexpr", "deselect", "ignore", "ignore_glob", "lf", "stepwise", "collectonly")
+    is_whole = is_whole and not any(getattr(options, name, None) for name in narrowed)
     missing = traffic.expected() - traffic.seen - _seen
     if is_whole and exitstatus == pytest.ExitCode.OK and missing:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
+            reporter.ensure_newline()
             reporter.write_line(f"never used in this run: {', '.join(sorted(missing))}", red=True)

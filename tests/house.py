@@ -35,6 +35,7 @@ NO_LIMITS = {
     "limits.requests_per_second": "0",
     "limits.connections_per_user": "0",
     "limits.discoveries_per_hour": "0",
+    "limits.key_claims_per_hour": "0",
 }
 
 

@@ -12,6 +12,7 @@ from gearlink import calls, views
 from gearlink.accounts import Actor
 from gearlink.clock import DAY, Clock, rfc3339
 from storage.records import Avatar
+from tests.handsets import Handset
 
 ME, OTHER, PLACE = (f"019a0f3e-7c00-7000-8000-00000000000{digit}" for digit in "123")
 AT = "2026-01-31T12:00:00.000Z"
@@ -46,6 +47,11 @@ POLL = views.PollView(
 SCHEDULED = views.ScheduledView(
     id=OTHER, conversation_id=PLACE, send_at=AT, created_at=AT, temp_id="t2", kind="text", content="good morning"
 )
+KEY_STATUS = views.KeyStatus(one_time_remaining=3, digest="A" * 43)
+BUNDLE = views.DeviceBundle(
+    device_id=OTHER, identity_key="A" * 43, one_time_pre_key=views.OneTimePreKeyView(key_id=3, public_key="A" * 43),
+    signed_pre_key=views.SignedPreKeyView(key_id=1, public_key="A" * 43, signature="A" * 86),
+)  # fmt: skip
 PAIR = calls.TokenPair(access_token="a", refresh_token="r", expires_in_seconds=900)
 
 BODIES: dict[type[Any], Any] = {
@@ -56,6 +62,8 @@ BODIES: dict[type[Any], Any] = {
     calls.ProfileForm: {"displayName": "Ann"},
     calls.ContactForm: {"nickname": "Bobby"},
     calls.PrivacyForm: {"lastSeen": "nobody"},
+    calls.KeysForm: Handset().upload(3),
+    calls.ClaimForm: {"userId": OTHER},
     calls.DiscoverForm: {"hashes": ["A" * 43]},
     calls.ConversationForm: {"type": "group", "name": "Room"},
     calls.ConversationChange: {"name": "Room"},
@@ -90,6 +98,10 @@ RESULTS: dict[str, Any] = {
     "People.blocks": views.Page(items=[views.BlockView(user=USER, blocked_at=AT)]),
     "People.privacy": PRIVACY,
     "People.change_privacy": PRIVACY,
+    "Keyring.publish": KEY_STATUS,
+    "Keyring.status": KEY_STATUS,
+    "Keyring.claim": views.ClaimedKeys(devices=[BUNDLE]),
+    "Keyring.devices": views.DeviceIdentities(devices=[views.DeviceIdentity(device_id=OTHER, identity_key="A" * 43)]),
     "Conversations.create": (CONVERSATION, True),
     "Conversations.list": views.Page(items=[CONVERSATION]),
     "Conversations.view": CONVERSATION,
@@ -141,3 +153,9 @@ RESULTS: dict[str, Any] = {
     "Avatars.read": Avatar(OTHER, ME, "image/png", b"a picture"),
     "Receipts.deliveries": views.Page(items=[views.DeliveryView(user_id=OTHER, status="SENT")]),
 }
+
+
+def example_of(form: type[Any] | None) -> Any:
+    """A body that this form takes; None for a call without one."""
+    assert form is None or form in BODIES, f"{form} wants an example: add one to BODIES in tests/http_examples.py"
+    return BODIES[form] if form is not None else None

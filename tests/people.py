@@ -12,6 +12,7 @@ from gearlink import journal
 from gearlink.accounts import Accounts, Actor
 from gearlink.calls import DeviceForm, SignedIn, TokenPair, VerifyConfirm
 from gearlink.errors import Refusal
+from gearlink.keyring import Keyring
 from gearlink.people import People
 from gearlink.pressure import Pressure
 from gearlink.profiles import Profiles
@@ -44,6 +45,7 @@ class House:
         self.accounts = Accounts(self.store, self.clock, self.settings, self.metrics, self.tokens, self.verification)
         self.profiles = Profiles(self.store, self.clock, self.settings)
         self.people = People(self.store, self.clock)
+        self.keyring = Keyring(self.store, self.clock, self.settings)
         self.standing = Standing(self.store, self.clock, self.metrics)
 
     def set(self, **changes: Any) -> None:
@@ -52,6 +54,7 @@ class House:
         self.verification.reload(self.settings)
         self.accounts.reload(self.settings)
         self.profiles.reload(self.settings)
+        self.keyring.reload(self.settings)
 
     async def proof(self, number: str, device: DeviceForm = PHONE, invite: str | None = None) -> VerifyConfirm:
         """A form with the right code. The code is taken from where the provider would get it, sent or not."""

@@ -23,6 +23,7 @@ UNLIMITED = {
     "GEARLINK_LIMITS__REQUESTS_PER_SECOND": "0",
     "GEARLINK_LIMITS__CONNECTIONS_PER_USER": "0",
     "GEARLINK_LIMITS__PENDING_CONNECTIONS_PER_ADDRESS": "1000000",
+    "GEARLINK_LIMITS__KEY_CLAIMS_PER_HOUR": "0",
     "GEARLINK_WEBSOCKET__HEARTBEAT_SECONDS": "600",
 }
 
@@ -113,6 +114,8 @@ class ServerProcess:
             self.strike()
         self._process.wait(END_SECONDS_MAX)
         self._reader.join(END_SECONDS_MAX)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
     def strike(self) -> None:
         """`kill -9` at this very moment, without waiting for the end."""

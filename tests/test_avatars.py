@@ -139,6 +139,16 @@ async def test_pictures_are_for_those_who_are_signed_in(house: House) -> None:
     assert (await ann.http.get(f"/avatars/{ann.id}")).status_code == 404
 
 
+async def test_a_picture_that_is_not_in_the_profile_that_somebody_sees_is_not_shown_to_them(house: House) -> None:
+    ann, bob, eve = await house.people(3)
+    url = await put_well(bob, png())
+    (await bob.http.put(f"/blocks/{eve.id}")).raise_for_status()
+    assert (await profile(eve, bob))["avatarUrl"] is None
+    assert [(await person.http.get(url)).status_code for person in (ann, bob, eve)] == [200, 200, 404]
+    (await bob.http.delete("/users/me")).raise_for_status()
+    assert (await ann.http.get(url)).status_code == 404
+
+
 async def test_somebody_who_changes_pictures_all_day_has_to_wait(house: House) -> None:
     ann, bob = await house.people(2)
     group = await ann.open("group", bob, name="Garden")

@@ -91,6 +91,12 @@ async def opened(path: Path, disk: Disk) -> AsyncIterator[EmbeddedStore]:
             disk.let_go()
 
 
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch takes what it is given, however busy the machine is."""
+    monkeypatch.setattr(limits, "BATCH_SECONDS_MAX", HANG_SECONDS)
+
+
 @pytest.fixture
 async def store(tmp_path: Path, disk: Disk) -> AsyncIterator[EmbeddedStore]:
     async with opened(tmp_path, disk) as store:
@@ -201,6 +207,19 @@ async def test_those_who_come_during_a_sync_share_the_next_one(store: EmbeddedSt
         disk.let_go()
     assert disk.events == ["written", "synced"] * 2
     assert len(await store.scan(LogEntry, ROOM, limit=1000)) == 100
+
+
+async def test_what_takes_the_loop_too_long_is_written_before_the_rest_runs(
+    store: EmbeddedStore, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "BATCH_SECONDS_MAX", 0.0)
+    ended: list[int] = []
+    for _ in range(3):
+        await store.submit(appending(ROOM), lambda result: ended.extend(result.unwrap()))
+    await store.write(appending(ROOM))
+    assert disk.events == ["written", "synced"] * 4
+    assert ended == [1, 2, 3]
+    assert [entry.sequence for entry in await store.scan(LogEntry, ROOM, limit=9)] == [1, 2, 3, 4]
 
 
 async def test_a_change_whose_caller_was_cancelled_during_the_sync_happens(store: EmbeddedStore, disk: Disk) -> None:

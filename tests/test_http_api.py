@@ -24,7 +24,7 @@ from gearlink.http_api.app import App, build
 from gearlink.http_api.table import Blob, Reply, Route
 from gearlink.peers import PEER_EXTENSION, Peer
 from storage.store import StoreBroken, StoreFull
-from tests.http_examples import ACTOR, BODIES, CONVERSATION, ME, OTHER, PLACE, RESULTS, USER
+from tests.http_examples import ACTOR, BODIES, CONVERSATION, ME, OTHER, PLACE, RESULTS, USER, example_of
 
 TOKEN = "a-good-token"
 PAGE = f"/api/v1/conversations/{PLACE}/messages"
@@ -214,7 +214,7 @@ def name_of(route: Route) -> str:
 def body_of(route: Route) -> dict[str, Any]:
     if route.takes:
         return {"body": b"a picture", "headers": {"Content-Type": route.takes[0]}}
-    return {"body": BODIES[route.body]} if route.body else {}
+    return {"body": example_of(route.body)} if route.body else {}
 
 
 async def ask_route(house: House, route: Route, **options: Any) -> Got:
@@ -257,7 +257,7 @@ async def test_nobody_gets_past_a_route_that_needs_a_user(house: House, route: R
 
 @pytest.mark.parametrize("route", [each for each in routes.ROUTES if each.body], ids=name_of)
 async def test_an_unknown_key_is_refused_everywhere(house: House, route: Route) -> None:
-    got = await house.ask(route.method, path_of(route), body={**BODIES[cast(Any, route.body)], "tpyo": 1})
+    got = await house.ask(route.method, path_of(route), body={**example_of(route.body), "tpyo": 1})
     assert (got.status, got.code) == (422, "invalid-request")
     assert got.json["errors"] == [{"path": "tpyo", "message": "unknown field"}]
 

@@ -27,6 +27,7 @@ from storage.records import (
     Draft,
     Head,
     Hidden,
+    JoinRequest,
     LogEntry,
     Member,
     Membership,
@@ -349,6 +350,47 @@ async def test_of_a_direct_conversation_the_other_keeps_what_was_said_until_they
     assert town.store.all(Conversation) == []
     await purge(town.store, town.clock)
     assert town.store.all(LogEntry) == []
+
+
+async def test_what_somebody_hid_stays_hidden_when_they_come_back() -> None:
+    town = Town()
+    ann, bob = await town.people(2)
+    there = await town.open(ann, bob, settings=SettingsForm(history_visible=True))
+    message = await town.say(ann, there)
+    await town.store.write(putting(Hidden(there, bob.user_id, 1, message, 5)))
+    await town.change_member(there, bob, hidden_at=5)
+    await town.members.remove(bob, there, bob.user_id)
+    await town.add(ann, there, bob)
+    assert (await town.conversations.view(bob, there)).last_message is None
+    assert (await town.conversations.view(ann, there)).last_message is not None
+
+
+async def test_nobody_becomes_an_owner_whose_account_nobody_can_use() -> None:
+    town = Town()
+    ann, bob = await town.people(2)
+    there = await town.open(ann, bob)
+    account = await town.store.get(Account, bob.user_id)
+    assert account is not None
+    await town.store.write(putting(structs.replace(account, deleted_at=1)))
+    with refused("invalid-request"):
+        await town.appoint(ann, there, bob, "owner")
+    with refused("last-owner"):
+        await town.members.remove(ann, there, ann.user_id)
+
+
+async def test_of_somebody_who_is_erased_nothing_is_left_that_only_they_could_see() -> None:
+    town = Town()
+    ann, bob = await town.people(2)
+    there, elsewhere = await town.open(ann, bob), await town.open(ann)
+    root = await town.say(ann, there)
+    rows = (Hidden(there, bob.user_id, 1, root, 1), Thread(there, 1, root, 1, 2), ThreadRead(root, bob.user_id, 2))
+    await town.store.write(putting(*rows, ThreadRead(root, ann.user_id, 2)))
+    asking = await town.invitations.create(ann, elsewhere, JoinLinkForm(needs_approval=True))
+    await town.invitations.join(bob, asking.code)
+    await withdraw(town.store, town.clock, bob.user_id)
+    assert town.store.all(Hidden) == town.store.all(JoinRequest) == []
+    assert [each.user_id for each in town.store.all(ThreadRead)] == [ann.user_id]
+    assert (await town.conversation(elsewhere)).request_count == 0
 
 
 # --- the end of a conversation ----------------------------------------------------------------------------------------

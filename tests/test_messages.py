@@ -184,6 +184,16 @@ async def test_a_repeated_send_is_acknowledged_when_its_message_is_out_of_sight(
     assert len(room.store.all(Sent)) == 1
 
 
+async def test_a_send_that_is_repeated_after_coming_back_shows_nothing_of_the_time_between() -> None:
+    room = await open_room()
+    ann, bob = room.people[:2]
+    first = await room.messages.send(bob, room.id, form("one", "t-1"))
+    await room.reactions.react(ann, first.message_id, "👍", added=True)
+    await room.change_member(bob, joined_sequence=first.sequence_number + 1)
+    again = await room.messages.send(bob, room.id, form("one", "t-1"))
+    assert (again.message_id, again.content, again.reactions) == (first.message_id, None, [])
+
+
 async def test_plain_content_is_refused_where_it_has_to_be_encrypted() -> None:
     room = await open_room()
     await room.change(encryption="e2ee")

@@ -4,7 +4,7 @@ import pytest
 
 from config import limits
 from gearlink.accounts import Actor
-from gearlink.calls import PreferencesForm
+from gearlink.calls import ConversationChange, PreferencesForm, SettingsForm
 from gearlink.clock import rfc3339
 from storage.events import Plain
 from storage.records import Draft, Member
@@ -152,6 +152,21 @@ async def test_what_could_not_be_sent_is_no_draft_either() -> None:
         with refused("invalid-request"):
             await town.preferences.set_draft(actor, group, "x", quoted if quoted != "x" * 36 else bob.user_id)
     assert town.store.all(Draft) == []
+
+
+async def test_who_may_not_write_any_more_can_still_give_up_their_draft() -> None:
+    town = Town()
+    ann, bob, eve = await town.people(3)
+    there = await town.open(ann, bob)
+    await town.preferences.set_draft(bob, there, "begun")
+    only_staff = ConversationChange(settings=SettingsForm(write="admins"))
+    await town.conversations.change(ann, there, only_staff)
+    with refused("forbidden"):
+        await town.preferences.set_draft(bob, there, "more")
+    with refused("not-found"):
+        await town.preferences.set_draft(eve, there, None)
+    await town.preferences.set_draft(bob, there, None)
+    assert await drafts_of(town, bob) == []
 
 
 async def test_drafts_that_come_too_fast_have_to_wait() -> None:

@@ -215,6 +215,17 @@ async def test_a_tombstone_takes_no_reaction_and_gives_one_back_in_silence() -> 
     assert (await room.message(message)).reactions == ()
 
 
+async def test_of_a_deleted_message_nobody_is_told_who_reacted_though_rows_may_be_left_for_a_while() -> None:
+    room = await open_room(2)
+    ann, bob = room.people
+    many = limits.ERASED_ROWS_MAX + 5
+    message = await room.post(ann, reactions=(Tally("👍", many, ()),))
+    await room.store.write(putting(*(Reaction(message, new_id(), "👍", 1) for _ in range(many))))
+    await room.amendments.delete(ann, message, for_everyone=True)
+    assert len(room.store.all(Reaction)) == 5, "the timer has not come by"
+    assert await all_reactors(room, bob, message, None, 50) == []
+
+
 async def test_between_two_who_blocked_each_other_reactions_are_only_taken_back() -> None:
     room = await open_room(2, type="direct")
     ann, bob = room.people

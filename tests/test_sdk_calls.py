@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import httpx
+import msgspec
 import pytest
 
 import gearlink.sdk
@@ -17,6 +18,7 @@ from gearlink.sdk import MemoryState, Refused, State, inbox, open_client
 from gearlink.sdk.options import Options
 from gearlink.sdk.rest import Rest
 from gearlink.ws_frames import FRAMES
+from tests.handsets import Handset
 
 ID = "019a0000-0000-7000-8000-000000000000"
 GIVEN = {
@@ -29,6 +31,7 @@ GIVEN = {
     "options": [0],
     "user_ids": [ID],
     "send_at": "2030-01-01T00:00:00Z",
+    "keys": msgspec.convert(Handset().upload(), calls.KeysForm),
 }
 OVER_HTTP = {
     protocol.Edit: "edit",

@@ -11,12 +11,14 @@ from config import limits
 from gearlink.accounts import Actor
 from gearlink.clock import new_id
 from gearlink.cursors import encode_cursor
+from gearlink.expiry import expire
 from gearlink.personal import personal_frame
 from gearlink.protocol import ThreadWasRead
+from gearlink.purge import purge
 from gearlink.threads import forget_reply
 from gearlink.views import ThreadPage
 from storage.notices import Personal
-from storage.records import Hidden, MessageIndex, Thread, ThreadRead, ThreadReply
+from storage.records import Conversation, Hidden, MessageIndex, Purge, Thread, ThreadRead, ThreadReply
 from storage.store import Transaction
 from tests.changes import putting
 from tests.people import refused
@@ -173,6 +175,25 @@ async def test_a_thread_outlives_the_message_that_it_began_with() -> None:
     assert (page.reply_count, page.unread_count, [item.id for item in page.items]) == (2, 2, [second, reply])
     await forget(room, root, 2)
     assert (await thread(room, bob, second)).reply_count == 1
+
+
+async def test_a_thread_whose_beginning_has_expired_is_erased_with_its_conversation() -> None:
+    room = await open_room(1, type="group")
+    [ann] = room.people
+    root = await room.post(ann, "root", expires_at=room.clock.now() + 1000)
+    reply = await room.post(ann, "reply", thread_id=root)
+    await room.threads.mark_read(ann, reply, 2)
+    room.clock.advance(seconds=1)
+    await expire(room.store, room.clock, room.id, [1])
+    assert len(room.store.all(ThreadReply)) == len(room.store.all(ThreadRead)) == 1
+
+    async def end(tx: Transaction) -> None:
+        tx.delete(Conversation, room.id)
+        tx.put(Purge(room.id))
+
+    await room.store.write(end)
+    await purge(room.store, room.clock)
+    assert room.store.all(ThreadReply) == room.store.all(ThreadRead) == []
 
 
 async def test_what_somebody_hid_or_came_too_late_for_is_in_no_thread_of_theirs() -> None:

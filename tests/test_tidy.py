@@ -39,6 +39,7 @@ FLOORS = {
     ),
     **dict.fromkeys(("gearlink.timeline", "gearlink.streams", "gearlink.frames", "gearlink.upgrade"), 2),
     **dict.fromkeys(("gearlink.peers", "gearlink.ports", "gearlink.problems", "gearlink.http_server"), 2),
+    "gearlink.prekeys": 2,
     **dict.fromkeys(("gearlink.accounts", "gearlink.admission", "gearlink.verification"), 3),
     **dict.fromkeys(("gearlink.conversations", "gearlink.messages", "gearlink.receipts", "gearlink.avatars"), 3),
     **dict.fromkeys(("gearlink.rights", "gearlink.reading", "gearlink.counting", "gearlink.expiry"), 3),
@@ -46,6 +47,7 @@ FLOORS = {
     **dict.fromkeys(("gearlink.amendments", "gearlink.reactions", "gearlink.polls", "gearlink.threads"), 3),
     **dict.fromkeys(("gearlink.storms", "gearlink.schedule", "gearlink.people", "gearlink.standing"), 3),
     **dict.fromkeys(("gearlink.visibility", "gearlink.presence", "gearlink.profiles", "gearlink.overview"), 3),
+    "gearlink.keyring": 3,
     **dict.fromkeys(("gearlink.domain", "gearlink.timers", "gearlink.purge", "gearlink.ws_frames"), 4),
     **dict.fromkeys(("gearlink.hub", "gearlink.outbox", "gearlink.upkeep"), 4),
     **dict.fromkeys(
@@ -91,6 +93,7 @@ ONLY_FOR: dict[str, set[str]] = {
     "prometheus_client": {"gearlink.journal", "gearlink.http_api.system"},
     "jwt": {"gearlink.tokens"},
     "emoji": {"gearlink.reactions"},
+    "nacl": {"gearlink.prekeys"},
     "httpx": {"gearlink.sms", "gearlink.sdk"},
     "phonenumbers": {"gearlink.verification"},
     "uuid_utils": {"gearlink.clock"},
@@ -108,6 +111,7 @@ STORE_OF_THE_DOORS = {
 
 DISTRIBUTIONS = {
     "jwt": "pyjwt",
+    "nacl": "pynacl",
     "phonenumbers": "phonenumberslite",
     "prometheus_client": "prometheus-client",
     "quart_trio": "quart-trio",

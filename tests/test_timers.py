@@ -8,7 +8,7 @@ import trio.testing
 
 from gearlink.timers import Timers
 from storage.records import Due
-from storage.store import StoreFull
+from storage.store import StoreBroken, StoreFull
 from tests.changes import ANN, BOB, putting
 from tests.fakes import FakeClock, FakeStore
 
@@ -67,6 +67,17 @@ async def test_a_bug_with_one_thing_is_put_off_and_the_others_are_done() -> None
     await ringing.tick()
     assert done == [(BOB, "", [2])], "not at once again"
     clock.advance(minutes=1)
+    await ringing.tick()
+    assert done == [(BOB, "", [2]), (ANN, "", [1])]
+
+
+async def test_what_cannot_be_read_is_tried_again_and_the_others_are_done() -> None:
+    store, clock, done = FakeStore(), FakeClock(), Done()
+    await store.write(putting(Due(clock.now(), "ring", ANN, 1), Due(clock.now(), "ring", BOB, 2)))
+    ringing = timers(store, clock, done, {ANN: StoreBroken("a record is damaged")})
+    with pytest.raises(StoreBroken):
+        await ringing.tick()
+    assert done == [(BOB, "", [2])]
     await ringing.tick()
     assert done == [(BOB, "", [2]), (ANN, "", [1])]
 

@@ -120,7 +120,7 @@ def exchanged(method: str, path: str, asked: bytes, status: int, media: str, ans
             return f"{name_of(route)}: {status} {answered!r} is not declared"
         return "" if problem is None else body_answered(*where, status, media)(problem)
     seen.add(name_of(route))
-    complaint = body_taken(*where)(json.loads(asked)) if route.body is not None else ""
+    complaint = body_taken(*where)(json.loads(asked or b"{}")) if route.body is not None else ""
     kind = route.answers[status]
     if kind is None:
         complaint += f" {answered!r} though nothing is declared" if answered else ""

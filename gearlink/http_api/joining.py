@@ -170,7 +170,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         "DELETE", _CONVERSATION + "/draft", remove_draft, "Give up what one has begun to write",
-        answers={204: None}, refusals=(NOT_FOUND, FORBIDDEN, REFUSED_BY_PRIVACY), right=Right.SEND,
+        answers={204: None}, refusals=(NOT_FOUND,), right=Right.READ,
     ),
     Route(
         "GET", "/drafts", list_drafts, "What one has begun to write, by conversation",

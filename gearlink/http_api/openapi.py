@@ -112,7 +112,7 @@ def _operation(route: Route, references: dict[Any, Json], query: Json) -> Json:
         operation["parameters"] = parameters
     if route.body is not None:
         operation["requestBody"] = {
-            "required": True,
+            "required": not route.body_may_be_absent,
             "content": {"application/json": {"schema": references[route.body]}},
         }
     elif route.takes:

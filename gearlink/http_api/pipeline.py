@@ -70,6 +70,10 @@ class Call:
 Endpoint = Callable[[Call], Awaitable[Answer]]
 
 
+class _NoBody(Request):
+    """The body of a call that takes none: nothing, or an object without keys. A typo never passes silently."""
+
+
 class Place:
     """One path template, what may be done there, and its metrics.
 
@@ -290,6 +294,7 @@ class Pipeline:
         handler, domain, needs = route.handler, self._domain, route.needs
         form, query = route.body, None if route.query is NoQuery else route.query
         takes = route.takes
+        optional = route.body_may_be_absent
 
         async def endpoint(call: Call) -> Answer:
             given: list[Any] = [domain]
@@ -307,12 +312,15 @@ class Pipeline:
                 given.append(decode_query(call.scope["query_string"], query))
             elif call.scope["query_string"]:
                 decode_query(call.scope["query_string"], NoQuery)
-            if form is not None:
-                _require_type(call.headers, _JSON)
-                given.append(decode_body(call.body, form))
-            elif takes:
+            if takes:
                 _require_type(call.headers, takes)
                 given.append(call.body)
+            elif form is not None or call.body:
+                if call.body or not optional:
+                    _require_type(call.headers, _JSON)
+                decoded = decode_body(call.body if call.body or not optional else b"{}", form or _NoBody)
+                if form is not None:
+                    given.append(decoded)
             status, result = await handler(*given)
             if isinstance(result, Blob):
                 return answers.blob(result, call.headers.get(b"if-none-match", b""))

@@ -19,7 +19,18 @@ from gearlink.errors import (
     USERNAME_TAKEN,
     WRONG_CODE,
 )
-from gearlink.http_api import auth, conversations, joining, messages, people, reactions, relations, scheduling, sync
+from gearlink.http_api import (
+    auth,
+    conversations,
+    joining,
+    keys,
+    messages,
+    people,
+    reactions,
+    relations,
+    scheduling,
+    sync,
+)
 from gearlink.http_api.table import Blob, LogQuery, PageQuery, Route, UsernameQuery
 from gearlink.images import IMAGE_TYPES
 from gearlink.rights import Right
@@ -78,6 +89,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "POST", "/contacts/discover", people.discover_contacts, "Which of these hashed phone numbers are users",
         body=calls.DiscoverForm, answers={200: Page[calls.Discovery]},
     ),
+    *keys.ROUTES,
     # --- conversations ------------------------------------------------------------------------------------------------
     *conversations.ROUTES,
     *joining.ROUTES,

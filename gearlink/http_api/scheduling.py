@@ -5,7 +5,15 @@ from typing import Final
 from gearlink.accounts import Actor
 from gearlink.calls import ScheduleChange, ScheduleForm
 from gearlink.domain import Domain
-from gearlink.errors import FORBIDDEN, MUST_BE_ENCRYPTED, NOT_FOUND, OVERLOADED, REFUSED_BY_PRIVACY, TOO_MANY
+from gearlink.errors import (
+    ALREADY_SENT,
+    FORBIDDEN,
+    MUST_BE_ENCRYPTED,
+    NOT_FOUND,
+    OVERLOADED,
+    REFUSED_BY_PRIVACY,
+    TOO_MANY,
+)
 from gearlink.http_api.table import PageQuery, Reply, Route
 from gearlink.rights import Right
 from gearlink.views import Page, ScheduledView
@@ -34,7 +42,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "POST", "/conversations/{conversationId}/scheduled", schedule_message,
         "Send a message at a later time; the same `tempId` again answers the same",
-        body=ScheduleForm, answers={201: ScheduledView}, refusals=(*_SEND, TOO_MANY), right=Right.SEND,
+        body=ScheduleForm, answers={201: ScheduledView}, refusals=(*_SEND, ALREADY_SENT, TOO_MANY), right=Right.SEND,
     ),
     Route(
         "GET", "/conversations/{conversationId}/scheduled", list_scheduled,

@@ -127,18 +127,22 @@ class Route:
         return tuple(PARAMETER.findall(self.path))
 
     @property
+    def body_may_be_absent(self) -> bool:
+        """True without a body, and with one of which no key is required."""
+        return self.body is None or not any(field.required for field in msgspec.structs.fields(self.body))
+
+    @property
     def all_refusals(self) -> tuple[Entry, ...]:
         """Everything that this call can be refused with: `refusals` and what the pipeline says by itself."""
         found = [errors.INVALID_REQUEST, *self.refusals, errors.TOO_LARGE, errors.RATE_LIMITED]
         found += [errors.INTERNAL_ERROR, errors.STORAGE_FAILED, errors.REQUEST_TIMEOUT]
+        found.append(errors.UNSUPPORTED_MEDIA_TYPE)  # also of a body where none is taken
+        if not self.takes:
+            found.append(errors.MALFORMED_JSON)
         if self.needs != "nobody":
             found.append(errors.NOT_AUTHENTICATED)
         if self.needs == "admin":
             found.append(errors.FORBIDDEN)
-        if self.body is not None:
-            found.append(errors.MALFORMED_JSON)
-        if self.body is not None or self.takes:
-            found.append(errors.UNSUPPORTED_MEDIA_TYPE)
         if self.method != "GET":
             found.append(errors.STORAGE_FULL)
         return tuple(sorted(set(found), key=lambda entry: (entry.status, entry.code)))

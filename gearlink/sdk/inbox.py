@@ -35,7 +35,7 @@ Event = (
     | protocol.JoinRequested | protocol.JoinSettled | protocol.ThreadWasRead | protocol.DraftChanged
     | protocol.ScheduledChanged | protocol.ScheduledRemoved | protocol.ContactChanged | protocol.ContactRemoved
     | protocol.BlockAdded | protocol.BlockRemoved | protocol.PrivacyChanged | protocol.DeviceAdded
-    | protocol.DeviceRemoved | protocol.SyncDone
+    | protocol.DeviceRemoved | protocol.KeysLow | protocol.IdentityChanged | protocol.SyncDone
 )  # fmt: skip
 Numbered = (
     protocol.MessageNew | protocol.MessageEdited | protocol.MessageDeleted | protocol.MessageExpired

@@ -12,7 +12,20 @@ from gearlink.sdk.exchange import Exchange, segment
 from gearlink.sdk.failures import Refused
 from gearlink.sdk.paging import Items
 from gearlink.sdk.translate import phone_hash
-from gearlink.views import BlockView, ContactView, Device, DeviceType, Page, PrivacyView, User
+from gearlink.views import (
+    BlockView,
+    ClaimedKeys,
+    ContactView,
+    Device,
+    DeviceBundle,
+    DeviceIdentities,
+    DeviceIdentity,
+    DeviceType,
+    KeyStatus,
+    Page,
+    PrivacyView,
+    User,
+)
 
 
 class People(Exchange):
@@ -71,6 +84,27 @@ class People(Exchange):
     async def remove_device(self, device_id: str) -> None:
         """Signs a device out for good."""
         await self.call("DELETE", f"/devices/{segment(device_id)}", None)
+
+    # --- keys ---------------------------------------------------------------------------------------------------------
+
+    async def upload_keys(self, keys: calls.KeysForm) -> KeyStatus:
+        """Publishes this device's public keys: one-time pre-keys are added, the others replaced. Raises Refused
+        `invalid-request`, `too-many`."""
+        return await self.call("PUT", "/keys", KeyStatus, keys)
+
+    async def key_status(self) -> KeyStatus:
+        """How many one-time pre-keys of this device are left, and a digest of what the server holds of it."""
+        return await self.call("GET", "/keys/status", KeyStatus)
+
+    async def claim_keys(self, user_id: str) -> list[DeviceBundle]:
+        """What it takes to open a session with each device of a user. Raises Refused `not-found`."""
+        answer = await self.call("POST", "/keys/claim", ClaimedKeys, calls.ClaimForm(user_id=user_id))
+        return answer.devices
+
+    async def devices_of(self, user_id: str) -> list[DeviceIdentity]:
+        """The identity keys of a user's devices. Raises Refused `not-found`."""
+        answer = await self.call("GET", f"/users/{segment(user_id)}/devices", DeviceIdentities)
+        return answer.devices
 
     # --- oneself ------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ is nothing (404, the same answer as for what never existed), inside without the 
 call is done. A new call or frame is tried without a line here, as soon as its form has an example.
 """
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -26,7 +26,7 @@ from storage.events import ConversationType, Role
 from storage.records import Conversation
 from tests import pictures
 from tests.house import House, Person, Wire, open_house, open_wire
-from tests.http_examples import BODIES, OTHER
+from tests.http_examples import OTHER, example_of
 
 NEEDS_NO_RIGHT = {
     "DELETE /conversations/{conversationId}/requests": "one's own request, by somebody who is not in yet",
@@ -151,9 +151,11 @@ async def ask(route: Route, actor: httpx.AsyncClient, ids: dict[str, str], newco
     if route.takes:
         picture = {"image/png": pictures.png(), "image/jpeg": pictures.jpeg()}.get(route.takes[0], b"")
         return await actor.request(route.method, path, content=picture, headers={"Content-Type": route.takes[0]})
-    assert route.body is None or route.body in BODIES, f"{route.body} wants an example in tests/http_examples.py"
-    body = {key: [newcomer] if value == [OTHER] else value for key, value in BODIES.get(route.body, {}).items()}
-    return await actor.request(route.method, path, json=body if route.body else None, params=QUERIES.get(route.path))
+    body = example_of(route.body)
+    if body is not None:  # whom it names is nobody in the example, and somebody here
+        there = {OTHER: newcomer, str([OTHER]): [newcomer]}
+        body = {key: there.get(str(value), value) for key, value in body.items()}
+    return await actor.request(route.method, path, json=body, params=QUERIES.get(route.path))
 
 
 def outcome(answer: httpx.Response) -> tuple[int, str]:
@@ -173,7 +175,7 @@ def refusal_of(conversation: Conversation, role: Role, right: Right) -> str:
 
 
 @pytest.fixture
-async def town(tmp_path: Path) -> Any:
+async def town(tmp_path: Path) -> AsyncIterator[Town]:
     async with open_house(tmp_path / "data") as house:
         yield Town(house, await house.people(12))
 
@@ -276,7 +278,7 @@ async def test_a_request_is_taken_back_by_the_one_who_asked_and_by_nobody_else(t
 async def own_things(town: Town, person: Person) -> dict[str, str]:
     """Ids of what is this person's own, and of others whom they may act on."""
     place = await person.open("group")
-    scheduled = await person.http.post(f"/conversations/{place}/scheduled", json=BODIES[calls.ScheduleForm])
+    scheduled = await person.http.post(f"/conversations/{place}/scheduled", json=example_of(calls.ScheduleForm))
     link = await town.owner.http.post(f"/conversations/{await town.owner.open('group')}/links", json={})
     headers = {"Content-Type": "image/png"}
     avatar = await person.http.put("/users/me/avatar", content=pictures.png(), headers=headers)
@@ -322,8 +324,8 @@ async def test_what_is_somebody_elses_own_does_not_exist(town: Town) -> None:
 # --- dead sessions ---------------------------------------------------------------------------------------------------
 
 
-async def dead_sessions(town: Town, people: list[Person]) -> Iterator[Person]:
-    """Somebody who is suspended, who deleted their account, who signed out, and whose device was removed."""
+async def end_sessions(town: Town, people: list[Person]) -> None:
+    """One is suspended, one deletes their account, one signs out, and the device of one is removed."""
     suspended, deleted, left, removed = people
     other = await removed.another_device()
     for answer in (
@@ -333,7 +335,6 @@ async def dead_sessions(town: Town, people: list[Person]) -> Iterator[Person]:
         await other.http.delete(f"/devices/{removed.device_id}"),
     ):
         answer.raise_for_status()
-    return iter(people)
 
 
 async def test_nothing_opens_to_a_session_that_is_over_or_never_was(town: Town) -> None:
@@ -341,7 +342,8 @@ async def test_nothing_opens_to_a_session_that_is_over_or_never_was(town: Town) 
     conversation = await town.owner.open("group", *people)
     place = Place(town, conversation, town.owner)
     await place.write(town.owner, *people)
-    clients = [person.http for person in await dead_sessions(town, people)]
+    await end_sessions(town, people)
+    clients = [person.http for person in people]
     tokens = [person.access_token for person in people]
     for token in ("", "x", f"{town.owner.access_token}x"):
         client = await town.house.at_end.enter_async_context(town.house.http())

@@ -502,3 +502,27 @@ async def test_broken_frames_are_answered_with_a_close_frame_that_arrives(house:
         with pytest.raises(EOFError):
             await raw.take()
     await assert_the_room_goes_on(ann, bob, conversation)
+
+
+async def test_a_body_where_none_is_taken_is_refused_unless_it_says_nothing(house: House) -> None:
+    """Else somebody who puts `forEveryone` into the body would believe that the message is gone for everybody."""
+    ann, bob = await house.people(2)
+    room = await ann.open("direct", bob)
+    sent = (await ann.post(room, "canary", "t-1")).json()["id"]
+    for method, call in (("DELETE", f"/messages/{sent}"), ("PUT", f"/messages/{sent}/pin"), ("PUT", f"/blocks/{bob.id}")):
+        refused = await ann.http.request(method, call, json={"forEveryone": True})
+        assert (refused.status_code, refused.json()["errors"]) == (
+            422, [{"path": "forEveryone", "message": "unknown field"}]
+        )  # fmt: skip
+        garbage = await ann.http.request(method, call, content=b"garbage", headers={"content-type": "text/plain"})
+        assert garbage.status_code == 415
+    assert [message["content"] for message in await ann.history(room)] == ["canary"]
+    assert (await ann.http.request("PUT", f"/messages/{sent}/pin", json={})).status_code == 204
+    assert (await ann.http.put(f"/contacts/{bob.id}")).status_code == 200, "a form of which nothing is required"
+
+
+async def test_every_422_says_where(house: House) -> None:
+    ann, bob = await house.people(2)
+    sealed = await ann.open("direct", bob, encryption="e2ee")
+    refused = (await ann.post(sealed, "plain", "t-1")).json()
+    assert (refused["code"], refused["errors"]) == ("must-be-encrypted", [{"path": "", "message": refused["detail"]}])

@@ -252,7 +252,7 @@ async def test_who_comes_back_sees_what_happens_from_then_on(house: House) -> No
     assert [message["sequenceNumber"] for message in await bob.history(conversation)] == [4, 5]
     async with bob.wire(cursors={conversation: 1}) as wire:
         assert [frame["type"] for frame in wire.missed] == [
-            "conversation:created", "member:joined", "message:new", "sync:done"
+            "conversation:deleted", "conversation:created", "member:joined", "message:new", "sync:done"
         ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from gearlink.clock import new_id
 from gearlink.listen import Listener
 from gearlink.outbox import Outbox
 from storage.embedded import EmbeddedStore
+from tests.fakes import FakeClock
 from tests.house import House, Person, Wire, open_house
 
 
@@ -451,6 +452,24 @@ async def test_marks_that_moved_meanwhile_are_told_at_the_next_connect(house: Ho
         told = {frame["type"]: frame for frame in wire.missed}
         assert told["message:delivered"]["userId"] == told["message:read"]["userId"] == bob.id
         assert told["message:read"]["sequenceNumber"] == 1
+
+
+async def test_a_clock_that_was_put_back_hides_nothing_from_a_device_that_comes_back(tmp_path: Path) -> None:
+    clock = FakeClock()
+    async with open_house(tmp_path / "data", clock=clock) as house:
+        (ann,) = await house.people(1)
+        room = await ann.open("group")
+        phone = await ann.another_device()
+        clock.advance(minutes=10)
+        async with phone.wire():
+            pass
+        before = (await phone.http.post("/sync", json={})).raise_for_status().json()
+        clock.advance(minutes=-8)
+        (await ann.http.put(f"/conversations/{room}/draft", json={"content": "begun"})).raise_for_status()
+        answer = await phone.http.post("/sync", json={"epoch": before["epoch"], "cursors": before["cursors"]})
+        assert "draft:changed" in [event["type"] for event in answer.raise_for_status().json()["events"]]
+        async with phone.wire() as wire:
+            assert "draft:changed" in [frame["type"] for frame in wire.missed]
 
 
 async def test_a_conversation_is_introduced_as_it_stands(house: House) -> None:

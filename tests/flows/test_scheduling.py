@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gearlink.clock import rfc3339
+from storage.records import Scheduled
 from tests.fakes import FakeClock
 from tests.house import House, Person, open_house
 
@@ -80,7 +81,7 @@ async def test_the_same_temp_id_is_one_message_before_and_after_it_went_out(hous
     await house.app.timers.tick()
     form = {"content": "once", "tempId": "t-1", "sendAt": rfc3339(clock.now() + HOUR)}
     refused = await ann.http.post(f"/conversations/{room}/scheduled", json=form)
-    assert (refused.status_code, refused.json()["errors"][0]["path"]) == (422, "tempId")
+    assert (refused.status_code, refused.json()["code"]) == (409, "already-sent")
     sent = (await ann.post(room, "once", "t-1")).raise_for_status().json()
     assert [message["id"] for message in await bob.history(room)] == [sent["messageId"]]
 
@@ -133,6 +134,53 @@ async def test_who_may_not_write_any_more_gets_it_back_with_the_reason_and_may_t
     assert [message["content"] for message in await ann.history(room) if message["kind"] == "text"] == ["too late"]
 
 
+async def test_what_was_to_be_sent_goes_with_its_writer_or_with_the_conversation(
+    house: House, clock: FakeClock
+) -> None:
+    ann, bob = await house.people(2)
+    room = await ann.open("group", bob)
+    view = await later(bob, clock, room, "from outside", "t-1")
+    async with bob.wire() as wire:
+        (await bob.http.delete(f"/conversations/{room}/members/{bob.id}")).raise_for_status()
+        assert (await wire.hear_until("scheduled:removed"))[-1]["scheduledId"] == view["id"]
+    assert await house.app.store.scan(Scheduled, bob.id, limit=9) == []
+    await later(ann, clock, room, "to nobody", "t-2")
+    (await ann.http.delete(f"/conversations/{room}")).raise_for_status()
+    clock.advance(minutes=61)
+    await house.app.timers.tick()
+    assert await house.app.store.scan(Scheduled, ann.id, limit=9) == []
+
+
+async def test_who_sets_another_time_while_it_is_being_refused_has_the_last_word(
+    house: House, clock: FakeClock
+) -> None:
+    ann, bob = await house.people(2)
+    room = await ann.open("group", bob)
+    view = await later(bob, clock, room, "in the end", "t-1")
+    (await ann.http.patch(f"/conversations/{room}", json={"settings": {"write": "admins"}})).raise_for_status()
+    clock.advance(minutes=61)
+    store = house.app.store
+    write = store.write
+
+    async def interrupted(change: Any) -> Any:
+        """The next change is refused; before anything else is done with that, the writer may write and says when."""
+        store.write = write  # type: ignore[method-assign]
+        try:
+            return await write(change)
+        finally:
+            (
+                await ann.http.patch(f"/conversations/{room}", json={"settings": {"write": "everyone"}})
+            ).raise_for_status()
+            form = {"sendAt": rfc3339(clock.now() + 1000)}
+            (await bob.http.patch(f"/scheduled/{view['id']}", json=form)).raise_for_status()
+
+    store.write = interrupted  # type: ignore[method-assign]
+    await house.app.domain.schedule.send_due(view["id"], bob.id)
+    clock.advance(seconds=2)
+    await house.app.timers.tick()
+    assert [message["content"] for message in await ann.history(room) if message["kind"] == "text"] == ["in the end"]
+
+
 async def test_what_waits_survives_a_restart_and_what_was_missed_goes_out_then(
     tmp_path: Path, clock: FakeClock
 ) -> None:
@@ -175,3 +223,17 @@ async def test_nobody_schedules_where_they_are_not(house: House, clock: FakeCloc
     form = {"content": "x", "tempId": "t-1", "sendAt": rfc3339(clock.now() + HOUR)}
     assert (await cid.http.post(f"/conversations/{room}/scheduled", json=form)).status_code == 404
     assert (await cid.http.get(f"/conversations/{room}/scheduled")).status_code == 404
+
+
+async def test_a_scheduled_message_whose_temp_id_was_used_meanwhile_comes_back_and_does_not_vanish(
+    house: House, clock: FakeClock
+) -> None:
+    ann, bob = await house.people(2)
+    room = await ann.open("direct", bob)
+    view = await later(ann, clock, room, "later", "t-1")
+    (await ann.post(room, "now", "t-1")).raise_for_status()
+    clock.advance(minutes=61)
+    await house.app.timers.tick()
+    [returned] = await waiting(ann, room)
+    assert (returned["id"], returned["trouble"]) == (view["id"], "already-sent")
+    assert [message["content"] for message in await bob.history(room)] == ["now"]

@@ -333,7 +333,8 @@ async def test_who_was_removed_hears_that_and_who_comes_back_begins_anew(house: 
     caller.cursors = cursors  # as if that answer had been lost
     answer = await caller.sync()
     assert [view["id"] for view in answer["conversations"]] == [conversation]
-    assert [(event["type"], event["sequenceNumber"]) for event in answer["events"]] == [("member:joined", 6)]
+    told = [(event["type"], event.get("sequenceNumber")) for event in answer["events"]]
+    assert told == [("conversation:deleted", None), ("conversation:created", None), ("member:joined", 6)]
 
 
 async def test_a_device_that_has_a_socket_now_and_then_misses_nothing(house: House) -> None:
@@ -399,3 +400,27 @@ async def test_what_the_user_did_for_themselves_on_another_device_is_told_to_tho
 async def test_a_form_that_is_none_is_refused(house: House, form: dict[str, Any]) -> None:
     [ann] = await house.people(1)
     assert (await ann.http.post("/sync", json=form)).status_code == 422
+
+
+async def test_who_was_out_and_came_back_is_told_to_forget_what_was_before(house: House) -> None:
+    ann, bob = await house.people(2)
+    room = await ann.open("group", bob)
+    await ann.post(room, "canary", "t-1")
+    first = (await bob.http.post("/sync", json={})).json()
+    await ann.http.delete(f"/conversations/{room}/members/{bob.id}")
+    await ann.http.post(f"/conversations/{room}/members", json={"userIds": [bob.id]})
+    again = (await bob.http.post("/sync", json={"epoch": first["epoch"], "cursors": first["cursors"]})).json()
+    told = [event["type"] for event in again["events"] if event["type"] != "message:read"]
+    assert told == ["conversation:deleted", "conversation:created", "member:joined"]
+    assert [view["id"] for view in again["conversations"]] == [room]
+    async with bob.wire(epoch=first["epoch"], cursors=first["cursors"]) as wire:
+        types = [frame["type"] for frame in wire.missed if frame["type"] != "message:read"]
+    assert types == ["conversation:deleted", "conversation:created", "member:joined", "sync:done"]
+
+
+async def test_after_another_epoch_the_conversations_come_along(house: House) -> None:
+    ann, bob = await house.people(2)
+    room = await ann.open("group", bob)
+    answer = (await bob.http.post("/sync", json={"epoch": ann.id, "cursors": {room: 0}})).json()
+    assert (answer["reload"], answer["complete"]) == ([room], False)
+    assert [view["id"] for view in answer["conversations"]] == [room]

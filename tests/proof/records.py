@@ -183,6 +183,11 @@ class RoomRecords:
         default_factory=dict
     )  # by mark: every id and number it was seen with
     own: dict[str, set[int]] = field(default_factory=dict)  # by device: the numbers of what it sent
+    kills_at: list[int] = field(default_factory=list)  # wall time in ms
+
+    def near_a_kill(self, at: int) -> bool:
+        """Whether this moment is within a second of the server's end."""
+        return any(abs(at - kill) <= 1000 for kill in self.kills_at)
 
 
 @dataclass

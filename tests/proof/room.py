@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -69,7 +70,10 @@ class Room:
         """A message that nobody else says; the records have it."""
         mark = f"mark{len(self.records.sayings):07}"
         mentions = chance.choice(((), (), (), (chance.choice(others),), ("all",)))
-        saying = Saying(mark, user_id, f"{mark}.0", mentions, self.world.next_order(), **extra)
+        saying = Saying(
+            mark, user_id, f"{mark}.0", mentions, self.world.next_order(), extra.get("send_at", 0),
+            extra.get("expires_in", 0), extra.get("options", 0),
+        )  # fmt: skip
         self.records.sayings[mark] = saying
         return saying
 
@@ -99,13 +103,13 @@ class Room:
             saying.expires_at = time_of(created_at) + saying.expires_in * 1000
         self.known.append(saying)
 
-    def heard(self, frame: dict[str, Any], text: str, told: Told, replay: Replay | None) -> None:
+    def heard(self, frame: dict[str, Any], text: str | bytes, told: Told, replay: Replay | None) -> None:
         """Notes one frame: what it tells, what it says is gone, and its number."""
         if frame["type"] == "message:deleted":
             told.said.append(("gone", frame["messageId"]))
         elif frame["type"] == "message:expired":
             told.said += [("gone", message_id) for message_id in frame["messageIds"]]
-        told.said += [("text", mark) for mark in sorted(set(_MARK.findall(text)))]
+        told.said += [("text", mark) for mark in sorted(set(_MARK.findall(str(text))))]
         if frame["type"] == "message:new":
             self.saw(frame["message"])
         if replay is not None and (number := number_of(frame)):
@@ -117,6 +121,11 @@ class Room:
         answer = await http.request(method, path, **more)
         told.said += [("text", mark) for mark in sorted(set(_MARK.findall(answer.text)))]
         return answer
+
+
+def _temp_id(saying: Saying) -> str:
+    """Not the mark itself: it is told also of a message whose text is gone."""
+    return saying.mark.replace("mark", "temp")
 
 
 def number_of(frame: dict[str, Any]) -> int:
@@ -222,8 +231,8 @@ class Guest:
 
     async def _pause(self, seconds: float) -> None:
         await trio.sleep(self._random.expovariate(1 / seconds))
-        while not self.world.sending:
-            await trio.sleep(0.05)
+        if not self.world.sending:
+            await trio.sleep_forever()
 
     async def _say(self, socket: WebSocketConnection) -> None:
         saying, form = self._new_message()
@@ -253,7 +262,7 @@ class Guest:
         elif choice < 0.5 and (quoted := self._target(lambda each: not each.expires_in)) is not None:
             form["replyToId"] = quoted.message_id
         saying = self.room.new_saying(self.identity.user_id, self._random, self._others, **extra)
-        return saying, {**form, "tempId": saying.mark, "content": saying.text, "mentions": list(saying.mentions)}
+        return saying, {**form, "tempId": _temp_id(saying), "content": saying.text, "mentions": list(saying.mentions)}
 
     def _target(self, wanted: Callable[[Saying], bool]) -> Saying | None:
         """A message that is there, as far as one knows; mostly a new one. None if the first that was drawn is not."""
@@ -269,12 +278,8 @@ class Guest:
         what = chance.choice(("text", "text", "text", "deleted", "pinned", "vote", "emoji", "emoji", "emoji"))
         if what == "pinned" and not self._is_owner:
             what = "emoji"
-        if what in ("text", "deleted"):
-            wanted = lambda each: each.user_id == me and not each.send_at and not each.options and each.answered > 0
-        else:
-            wanted = (lambda each: each.options > 0) if what == "vote" else (lambda _each: True)
         for _try in range(_TRIES):
-            if (saying := self._target(wanted)) is not None:
+            if (saying := self._target(partial(self._suits, what))) is not None:
                 break
         else:
             return None
@@ -286,6 +291,13 @@ class Guest:
         self.room.records.deeds.append(deed)
         self._busy.add((deed.message_id, what))
         return deed
+
+    def _suits(self, what: str, saying: Saying) -> bool:
+        """Whether one may try to do this to a message. What was scheduled, and polls, are left as they are written."""
+        if what in ("text", "deleted"):
+            is_own = saying.user_id == self.identity.user_id and saying.answered > 0
+            return is_own and not saying.send_at and not saying.options
+        return what != "vote" or saying.options > 0
 
     def _value(self, saying: Saying, what: str) -> Any:
         if what == "text":
@@ -335,7 +347,7 @@ class Guest:
     async def _schedule(self, http: httpx.AsyncClient) -> None:
         send_at = now_ms() + int(self._random.uniform(*_LATER_SECONDS) * 1000)
         saying = self.room.new_saying(self.identity.user_id, self._random, self._others, send_at=send_at)
-        form = {"tempId": saying.mark, "content": saying.text, "mentions": list(saying.mentions)}
+        form = {"tempId": _temp_id(saying), "content": saying.text, "mentions": list(saying.mentions)}
         form["sendAt"] = rfc3339(send_at)
         answer = await self.room.ask(http, "POST", f"/conversations/{self.room.id}/scheduled", json=form)
         if answer.is_success:

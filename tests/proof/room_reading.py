@@ -141,5 +141,7 @@ async def wait_for_due(room: Room, people: list[Identity]) -> None:
     with trio.move_on_after(_DUE_SECONDS_MAX):
         for each in people:
             async with room.world.http(each.access_token) as http:
-                while body_of(await http.get(f"/conversations/{room.id}/scheduled"))["items"]:
+                while True:
+                    if not body_of(await http.get(f"/conversations/{room.id}/scheduled"))["items"]:
+                        break
                     await trio.sleep(0.2)

@@ -1,8 +1,9 @@
 """The course of the proof: the server lives, is hammered, dies in one of four ways, and has to account for itself.
 
 After each restart, before anybody may send again, the history since the last look is read and every acknowledgement is
-looked up in it, and some acknowledged `tempId`s are sent again over both transports. At the end everybody comes back for
-all that they missed, everybody reads all histories, and the checker judges the whole.
+looked up in it, and some acknowledged `tempId`s are sent again over both transports; the lively room is read from its
+start. At the end everybody comes back for all that they missed, everybody reads all histories, fresh devices replay them,
+and the checker judges the whole.
 """
 
 import random
@@ -15,7 +16,7 @@ import trio
 
 from tests.process import ServerFailed, ServerProcess
 from tests.proof.checker import check
-from tests.proof.client import Device, Identity, World, body_of, codes_of, event_of, sign_in
+from tests.proof.client import Device, Identity, World, body_of, codes_of, event_of, now_ms, sign_in
 from tests.proof.records import Event, Ledger, Mark, Sent
 from tests.proof.room import Guest, Room
 from tests.proof.room_reading import look, replay_anew, wait_for_due
@@ -70,7 +71,8 @@ class Proof:
             await self._furnish()
             await self._furnish_room()
             async with trio.open_nursery() as nursery:
-                for each in (*self.devices, *self.guests):
+                everybody: list[Device | Guest] = [*self.devices, *self.guests]
+                for each in everybody:
                     nursery.start_soon(each.live)
                     nursery.start_soon(each.rest)
                 await self._all_rounds()
@@ -115,8 +117,8 @@ class Proof:
         code_of = codes_of(self.server)
         identities = [await sign_in(self.world, code_of, _guest_number(place)) for place in range(_GUESTS)]
         users = [identity.user_id for identity in identities]
-        form = {"type": "group", "memberIds": users[1:], "encryption": "server", "name": "lively"}
-        form["settings"] = {"mentionAll": "everyone"}
+        form: dict[str, object] = {"type": "group", "memberIds": users[1:], "encryption": "server"}
+        form |= {"name": "lively", "settings": {"mentionAll": "everyone"}}
         async with self.world.http(identities[0].access_token) as http:
             created = body_of(await http.post("/conversations", json=form))
         self.room = Room(self.world, created["id"])
@@ -189,6 +191,7 @@ class Proof:
         self.world.on_ack = lambda: None
 
     async def _kill(self) -> None:
+        self.world.ledger.room.kills_at.append(now_ms())
         await trio.to_thread.run_sync(self.server.kill)
         self.world.ledger.kills += 1
 

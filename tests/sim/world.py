@@ -393,10 +393,7 @@ class Caller(Reader):
             self.client.forget()
         self.client.epoch = answer["epoch"]
         for view in answer["conversations"]:
-            room = self.client.room(view["id"])
             self.client.introduce(view)
-            if room.cursor is not None and not _goes_on(answer, view["id"], room.cursor):
-                self.client.begin_anew(view["id"])
         for event in answer["events"]:
             self.client.hear(event)
         for room_id in answer["cursors"].keys() - set(answer.get("reload", ())):
@@ -411,16 +408,3 @@ class Caller(Reader):
             if await self.call():
                 return
         raise AssertionError("sync never ends")
-
-
-def _goes_on(answer: dict[str, Any], room_id: str, cursor: int) -> bool:
-    """False where the user was away from the conversation: then its events begin behind a gap."""
-    bodies = [event.get("message", event) for event in answer["events"]]
-    numbers = [
-        body["sequenceNumber"]
-        for event, body in zip(answer["events"], bodies, strict=True)
-        if body.get("conversationId") == room_id
-        and "sequenceNumber" in body
-        and event["type"] not in ("message:delivered", "message:read")
-    ]
-    return not numbers or min(numbers) == cursor + 1
