@@ -188,7 +188,7 @@ def _rules(
 ) -> Domain:
     verification = Verification(store, clock, settings, metrics, pressure, sms)
     messages = Messages(store, clock, budget, pressure, metrics)
-    members = Members(store, clock, settings.limits.group_members_max)
+    members = Members(store, clock, budget, settings.limits.group_members_max)
     return Domain(
         accounts=Accounts(store, clock, settings, metrics, tokens, verification),
         verification=verification,
@@ -197,7 +197,7 @@ def _rules(
         profiles=Profiles(store, clock, settings),
         avatars=Avatars(store, clock),
         keyring=Keyring(store, clock, settings),
-        conversations=Conversations(store, clock, members_max=settings.limits.group_members_max),
+        conversations=Conversations(store, clock, budget, members_max=settings.limits.group_members_max),
         members=members,
         invitations=Invitations(store, clock, members, budget),
         preferences=Preferences(store, clock),

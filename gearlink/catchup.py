@@ -107,6 +107,7 @@ class CatchUp:
         self._since = since if self.knows_epoch and since <= doorway.clock.now() else 0
         self._audience, self._is_quiet = audience, is_quiet
         self.reload: list[str] = []
+        self._begun: set[str] = set()  # conversations that the device begins anew, with nothing of before
 
     async def conversation(self, conversation_id: str) -> bool:
         """Brings the device up to date there. False if the user is not in it any more, perhaps since a moment ago."""
@@ -124,6 +125,7 @@ class CatchUp:
         known = delivered if cursor is None else cursor
         is_new = known is None or known < member.joined_sequence  # what was before they came back is not theirs
         if is_new:
+            self._begun.add(conversation_id)
             # A device that was here before: what it has of that is not there for it any more.
             await self._introduce(conversation, member, again=bool(cursor))
         start = self._position(member, head, cursor, delivered)
@@ -186,10 +188,10 @@ class CatchUp:
     async def drafts(self) -> None:
         """What the user has begun to write, or given up, on another device."""
         user_id, after = self._audience.actor.user_id, None
-        while not self._is_quiet(user_id):
+        while self._begun or not self._is_quiet(user_id):
             page = await self._store.scan(Draft, user_id, after=after, limit=_PAGE)
             for draft in page:
-                if draft.updated_at >= self._since:
+                if draft.updated_at >= self._since or draft.conversation_id in self._begun:
                     await self._audience.remind(personal_frame(draft, gone=False))
             if len(page) < _PAGE:
                 return
@@ -203,7 +205,7 @@ class CatchUp:
     def _look_for_holes(self, conversation_id: str, position: int, entries: Sequence[LogEntry]) -> None:
         """Numbers have no gaps, so one that is missing here was acknowledged and lost: never pass over that."""
         missing = entries[-1].sequence - position - len(entries)
-        if missing:
+        if missing > 0:
             self._metrics.messages_lost.inc(missing)
             _log.error("messages.lost", conversation_id=conversation_id, after=position, missing=missing)
             if conversation_id not in self.reload:

@@ -21,6 +21,7 @@ from gearlink.members import admit, dissolve, list_of, require_accounts
 from gearlink.overview import overview
 from gearlink.people import may_add, may_talk
 from gearlink.rights import DEFAULT_SETTINGS, Right, enter, settings_of
+from gearlink.throttle import Budget
 from gearlink.views import ConversationView, Page
 from storage.events import ConversationSettings, Role
 from storage.notices import Admitted
@@ -35,8 +36,8 @@ _TIMER_ALONE = "a direct conversation has no settings but disappearingSeconds"
 class Conversations:
     """The rules of conversations over a store."""
 
-    def __init__(self, store: Store, clock: Clock, *, members_max: int) -> None:
-        self._store, self._clock, self.members_max = store, clock, members_max
+    def __init__(self, store: Store, clock: Clock, budget: Budget, *, members_max: int) -> None:
+        self._store, self._clock, self._budget, self.members_max = store, clock, budget, members_max
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -97,7 +98,7 @@ class Conversations:
         """The conversation, and whether it is new: a second direct one with the same person is the first one.
 
         Raises Refusal `invalid-request` (a person who does not exist, a direct one without exactly one other),
-        `refused-by-privacy`, `group-full`.
+        `refused-by-privacy`, `group-full`, `rate-limited`.
         """
         others = [user_id for user_id in list_of(form.member_ids) if user_id != actor.user_id]
         settings = _first_settings(form)
@@ -105,6 +106,7 @@ class Conversations:
             raise invalid("memberIds", "a direct conversation is with exactly one other person and has no name")
         if len(others) + 1 > self.members_max:
             raise Refusal(GROUP_FULL)
+        self._budget.check_change(actor, people=len(others))
         conversation_id, now = new_id(), self._clock.now()
 
         async def change(tx: Transaction) -> tuple[str, bool]:
@@ -150,8 +152,9 @@ class Conversations:
         """Changes the parts that are present, all or none: name and description, the timer, the other settings.
 
         Raises Refusal `not-found`, `forbidden`, `refused-by-privacy`, `invalid-request` (settings that a direct one does
-        not have).
+        not have), `rate-limited`.
         """
+        self._budget.check_change(actor)
         now = self._clock.now()
         rights = _rights_for(form)
 

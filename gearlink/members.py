@@ -31,6 +31,7 @@ from gearlink.errors import (
 from gearlink.overview import member_view
 from gearlink.people import may_add
 from gearlink.rights import Right, enter, settings_of
+from gearlink.throttle import Budget
 from gearlink.views import BanView, MemberView, Page
 from storage.events import MemberChanged, MemberJoined, MemberLeft, Role
 from storage.notices import Admitted, ConversationDeleted, Personal
@@ -65,8 +66,8 @@ End = Literal["left", "removed", "banned", "erased"]
 class Members:
     """The rules of membership over a store."""
 
-    def __init__(self, store: Store, clock: Clock, members_max: int) -> None:
-        self._store, self._clock, self.members_max = store, clock, members_max
+    def __init__(self, store: Store, clock: Clock, budget: Budget, members_max: int) -> None:
+        self._store, self._clock, self._budget, self.members_max = store, clock, budget, members_max
 
     async def list(self, actor: Actor, conversation_id: str, limit: int, cursor: str | None) -> Page[MemberView]:
         """In the order of their ids. Raises Refusal `not-found`, `invalid-request`."""
@@ -83,9 +84,10 @@ class Members:
         """Lets all of these in, or none; answers those who came in.
 
         Raises Refusal `not-found`, `forbidden`, `invalid-request`, `already-member`, `banned`, `refused-by-privacy`,
-        `group-full`.
+        `group-full`, `rate-limited`.
         """
         user_ids, now = list_of(form.user_ids), self._clock.now()
+        self._budget.check_change(actor, people=len(user_ids))
 
         async def change(tx: Transaction) -> Sequence[Member]:
             right = Right.ADD if form.role == "member" else Right.APPOINT
@@ -107,8 +109,10 @@ class Members:
     async def change(self, actor: Actor, conversation_id: str, user_id: str, form: MemberChange) -> MemberView:
         """Gives `user_id` another role. An owner hands over by making an heir and then stepping down.
 
-        Raises Refusal `not-found`, `forbidden`, `last-owner`, `invalid-request` for an owner who is suspended or deleted.
+        Raises Refusal `not-found`, `forbidden`, `last-owner`, `invalid-request` for an owner who is suspended or deleted,
+        `rate-limited`.
         """
+        self._budget.check_change(actor)
         now = self._clock.now()
 
         async def change(tx: Transaction) -> Member:
@@ -132,8 +136,9 @@ class Members:
     async def remove(self, actor: Actor, conversation_id: str, user_id: str) -> None:
         """Leaves, if `user_id` is the caller, or removes somebody. The last one to leave ends the conversation.
 
-        Raises Refusal `not-found`, `forbidden` (an admin removes members only), `last-owner`.
+        Raises Refusal `not-found`, `forbidden` (an admin removes members only), `last-owner`, `rate-limited`.
         """
+        self._budget.check_change(actor)
         now, leaving = self._clock.now(), user_id == actor.user_id
 
         async def change(tx: Transaction) -> None:
@@ -152,8 +157,9 @@ class Members:
         """Takes the user out, if they are in, and keeps them out whichever way they try. Again changes nothing.
 
         Raises Refusal `not-found` (also for a user who does not exist), `forbidden` (an admin bans members and people
-        outside, and nobody bans themselves).
+        outside, and nobody bans themselves), `rate-limited`.
         """
+        self._budget.check_change(actor)
         now = self._clock.now()
 
         async def change(tx: Transaction) -> None:

@@ -41,7 +41,7 @@ from storage.records import Draft, Hidden, Member
 from storage.store import StoreError
 
 _PAGE_EVENTS = 50  # read at once: so many of the largest messages may come on top of SYNC_ANSWER_BYTES_MAX
-_DEVICES_MAX = 10_000  # of which it is remembered what they were told
+_DEVICES_MAX = 1000  # of which it is remembered what they were told
 _MOVED_MAX = 100_000  # conversations and users of which it is remembered when something last moved there
 _REMINDERS_MAX = 2000  # that are remembered of one device; with more of them, some are told twice
 _EVERYTHING = ""  # in place of the id of a conversation: what belongs to none

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 import trio
 
-from config import settings
+from config import limits, settings
 from gearlink.errors import RATE_LIMITED, Refusal
 
 _KEYS_MAX = 100_000
@@ -129,6 +129,10 @@ class Budget:
             return counted, Throttle(f"{name}message-bytes", 0, 1, unit="content-bytes", now=now)
 
         self._user, self._device, self._address = pair(""), pair("device-"), pair("address-")
+        self._changes = Throttle("changes", limits.CHANGES_PER_SECOND, limits.CHANGES_BURST, now=now)
+        self._people = Throttle(
+            "people-added", limits.PEOPLE_ADDED_PER_SECOND, limits.PEOPLE_ADDED_BURST, unit="people", now=now
+        )
         self.reload(chosen)
 
     def reload(self, chosen: settings.Limits) -> None:
@@ -169,3 +173,16 @@ class Budget:
             raise slowest.refusal(whose, wait)
         for throttle, key, cost in costs:
             throttle.take(key, cost)
+
+    def check_change(self, sender: Sender, *, people: int = 0) -> None:
+        """Takes one change to a conversation, and the `people` that it lets in. Off where the messages' budgets are.
+
+        Raises Refusal `rate-limited`.
+        """
+        if not self._is_on:
+            return
+        if people and (wait := self._people.wait(sender.user_id, people)):
+            raise self._people.refusal(sender.user_id, wait)
+        self._changes.check(sender.user_id)
+        if people:
+            self._people.take(sender.user_id, people)

@@ -31,8 +31,8 @@ class Town:
         self.store, self.clock = FakeStore(), FakeClock()
         settings = with_values(Settings(), {"limits.messages_per_second": 0})
         budget = Budget(settings.limits, now=lambda: 0.0)
-        self.conversations = Conversations(self.store, self.clock, members_max=members_max)
-        self.members = Members(self.store, self.clock, members_max)
+        self.conversations = Conversations(self.store, self.clock, budget, members_max=members_max)
+        self.members = Members(self.store, self.clock, budget, members_max)
         self.invitations = Invitations(self.store, self.clock, self.members, budget)
         self.preferences = Preferences(self.store, self.clock)
 

@@ -184,3 +184,25 @@ def test_new_settings_count_from_now_on_and_forgive_nothing() -> None:
 def test_the_defaults_let_a_user_send_what_the_contract_promises() -> None:
     budget = Budget(Limits(), now=Now())
     assert sent(budget, PHONE, limits.CONTENT_BYTES_MAX) == 60
+
+
+def test_changes_and_the_people_that_they_let_in_have_budgets_of_their_own() -> None:
+    now, ann = Now(), PHONE
+    budget = budget_of(now)
+    for _ in range(limits.CHANGES_BURST):
+        budget.check_change(ann)
+    with pytest.raises(Refusal) as caught:
+        budget.check_change(ann)
+    assert caught.value.headers["RateLimit-Policy"].startswith('"changes"')
+    assert sent(budget, ann) > 0, "messages are another matter"
+    now.seconds += 3600
+    budget.check_change(ann, people=limits.PEOPLE_ADDED_BURST)
+    before = budget._changes.standing(ann.user_id)
+    with pytest.raises(Refusal) as caught:
+        budget.check_change(ann, people=10)
+    assert caught.value.headers["RateLimit-Policy"].startswith('"people-added"')
+    assert budget._changes.standing(ann.user_id) == before, "a refusal takes nothing"
+    budget.check_change(ann)
+    budget_off = budget_of(now, messages_per_second=0)
+    for _ in range(limits.CHANGES_BURST + 1):
+        budget_off.check_change(ann, people=limits.PEOPLE_ADDED_BURST)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from config import limits
@@ -117,7 +117,15 @@ def small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "CHANGES_TOLD_PER_SECOND", 2)
 
 
+# A conversation in which nothing has happened is introduced again, and its draft with it, however old that is.
+_BEGUN_AGAIN = [
+    *[Deed("send", 0, 0, 1)] * 3, Deed("draft", 0, 0, 1), Deed("found", 0, 0, 0), *[Deed("send", 0, 0, 0)] * 13,
+    Deed("wait", 0, 0, 10), Deed("listen", 0, 0, 1),
+]  # fmt: skip
+
+
 @settings(max_examples=EXAMPLES)
+@example(deeds=_BEGUN_AGAIN)
 @given(deeds=st.lists(DEEDS, min_size=STEPS // 4, max_size=STEPS))
 def run_histories(deeds: list[Deed]) -> None:
     trio.run(History().run, deeds, clock=trio.testing.MockClock(autojump_threshold=0))
