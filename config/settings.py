@@ -278,7 +278,7 @@ class Limits:
     group_members_max: int = knob(
         10_000,
         """Members that a group or channel may have. Who is already in stays when this is lowered.""",
-        low=2, high=1_000_000, reloadable=True,
+        low=2, high=100_000, reloadable=True,
     )
     outbox_kib: int = knob(
         1024,

@@ -108,9 +108,9 @@ class Accounts:
             raise Refusal(WRONG_CODE)
         account, device, is_new, was_deleted = entered
         if was_deleted:
-            self._audit("account-restored", user_id=account.user_id)
+            self._audit("account-restored", user_id=account.user_id, by=account.user_id)
         if is_new:
-            self._audit("account-created", user_id=account.user_id, is_admin=account.is_admin)
+            self._audit("account-created", user_id=account.user_id, is_admin=account.is_admin, by=account.user_id)
         return SignedIn(
             access_token=self._tokens.issue(account.user_id, device.device_id, session_id),
             refresh_token=refresh_token,
@@ -194,7 +194,7 @@ class Accounts:
             await admission.remove_device(tx, device)
 
         await self._store.write(change)
-        self._audit("device-removed", user_id=actor.user_id, device_id=device_id)
+        self._audit("device-removed", user_id=actor.user_id, device_id=device_id, by=actor.user_id)
 
     # --- operators ----------------------------------------------------------------------------------------------------
 
@@ -207,7 +207,7 @@ class Accounts:
             tx.put(invite)
 
         await self._store.write(change)
-        self._audit("invite-created", created_by=created_by)
+        self._audit("invite-created", by=created_by or journal.OPERATOR)
         return code
 
     async def promote(self, who: str) -> User:
@@ -236,7 +236,7 @@ class Accounts:
             return account
 
         account = await self._store.write(change)
-        self._audit("admin-granted" if is_admin else "admin-revoked", user_id=account.user_id)
+        self._audit("admin-granted" if is_admin else "admin-revoked", user_id=account.user_id, by=journal.OPERATOR)
         return own_user_view(account)
 
     def _audit(self, event: str, *, level: str = "info", **fields: str | bool) -> None:

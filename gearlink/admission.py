@@ -107,7 +107,7 @@ def undelete(tx: Transaction, account: Account, now: Milliseconds) -> Account:
 
 
 async def find_account(reads: Reads, who: str) -> Account:
-    """The account with this number (`+…`), username in any case, or id.
+    """The account with this number (`+…`), username (in any case, also as `@name`), or id.
 
     Raises Refusal `not-found`; `invalid-request` for a number that is none.
     """
@@ -118,7 +118,7 @@ async def find_account(reads: Reads, who: str) -> Account:
         if who.startswith("+"):
             found = await reads.get(PhoneNumber, phone_hash(parse_phone_number(who)))
         else:
-            found = await reads.get(Username, who.lower())
+            found = await reads.get(Username, who.removeprefix("@").lower())
         user_id = found.user_id if found is not None else ""
     account = await reads.get(Account, user_id) if user_id else None
     if account is None:

@@ -49,9 +49,7 @@ _HOUR: Milliseconds = 3_600_000
 class Amendments:
     """The rules of changing messages over a store."""
 
-    def __init__(
-        self, store: Store, clock: Clock, budget: Budget, settings: Settings, pressure: Pressure | None = None
-    ) -> None:
+    def __init__(self, store: Store, clock: Clock, budget: Budget, settings: Settings, pressure: Pressure) -> None:
         self._store, self._clock, self._budget, self._pressure = store, clock, budget, pressure
         self.reload(settings)
 
@@ -69,8 +67,7 @@ class Amendments:
         whose content is no text.
         """
         size = len(form.content.encode())
-        if self._pressure is not None:
-            self._pressure.check(Load.MESSAGES)
+        self._pressure.check(Load.MESSAGES)
         self._budget.check(actor, size)
         contents.check_size(form.content)
         now = self._clock.now()

@@ -1,4 +1,4 @@
-"""The operator's door: a Unix socket in the data directory, through which `gearlink invite` and `gearlink user` work.
+"""The operator's door: a Unix socket in the data directory, for `gearlink invite`, `user` and `keys roll`.
 
 Who may open the socket may open the data, so its file mode (0600, in a 0700 directory) is the whole access check. One
 connection carries one request and one answer, each one line of JSON. While no server runs there is no socket, and the

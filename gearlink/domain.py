@@ -49,9 +49,8 @@ class Domain:
     schedule: Schedule
     receipts: Receipts
     presence: Presence
-    sync: Callable[[Actor, SyncForm], Awaitable[SyncAnswer]] = field(
-        init=False
-    )  # a door: put in when the doors are built
+    # A door, put in when the doors are built.
+    sync: Callable[[Actor, SyncForm], Awaitable[SyncAnswer]] = field(init=False)
 
     def reload(self, settings: Settings) -> None:
         """Takes over the settings that may change while the server runs."""

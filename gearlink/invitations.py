@@ -8,7 +8,6 @@ told which it was. Somebody who is banned comes in by none of these ways.
 
 import hashlib
 import secrets
-from collections.abc import Sequence
 
 from msgspec import structs
 
@@ -16,7 +15,7 @@ from config import limits
 from gearlink.accounts import Actor
 from gearlink.calls import JoinLinkForm
 from gearlink.clock import Clock, Milliseconds, new_id, rfc3339
-from gearlink.cursors import decode_cursor, encode_cursor, foreign_cursor
+from gearlink.cursors import page_of
 from gearlink.errors import BANNED, FORBIDDEN, NOT_FOUND, TOO_MANY, Refusal
 from gearlink.members import Members, let_in, settle, staff_of
 from gearlink.overview import member_view, overview
@@ -33,7 +32,6 @@ _CODE_BYTES = 18  # 24 characters
 
 
 def link_view(link: JoinLink) -> JoinLinkView:
-    """A link as those who may invite see it, its code included."""
     """The link with its code, for those who may invite."""
     return JoinLinkView(
         id=link.link_id,
@@ -95,13 +93,10 @@ class Invitations:
     async def links(self, actor: Actor, conversation_id: str, limit: int, cursor: str | None) -> Page[JoinLinkView]:
         """Every link that was not revoked, oldest first. Raises Refusal `not-found`, `forbidden`, `invalid-request`."""
         await enter(self._store, actor.user_id, conversation_id, Right.ADD)
-        after = decode_cursor(cursor, 1)[0] if cursor else None
-        try:
-            found = await self._store.scan(JoinLink, conversation_id, after=after, limit=limit + 1)
-        except ValueError:
-            raise foreign_cursor() from None
-        items = [link_view(each) for each in found[:limit]]
-        return Page(items=items, next=encode_cursor(items[-1].id) if len(found) > limit else None)
+        found, more = await page_of(
+            self._store, JoinLink, conversation_id, cursor=cursor, limit=limit, key=lambda each: each.link_id
+        )
+        return Page(items=[link_view(each) for each in found], next=more)
 
     async def revoke(self, actor: Actor, conversation_id: str, link_id: str) -> None:
         """The link leads nowhere from now on; requests that came over it stay.
@@ -180,15 +175,10 @@ class Invitations:
     ) -> Page[JoinRequestView]:
         """Who asks to be let in, by their ids. Raises Refusal `not-found`, `forbidden`, `invalid-request`."""
         await enter(self._store, actor.user_id, conversation_id, Right.ADD)
-        after = decode_cursor(cursor, 1)[0] if cursor else None
-        try:
-            found: Sequence[JoinRequest] = await self._store.scan(
-                JoinRequest, conversation_id, after=after, limit=limit + 1
-            )
-        except ValueError:
-            raise foreign_cursor() from None
-        items = [join_request_view(each) for each in found[:limit]]
-        return Page(items=items, next=encode_cursor(items[-1].user_id) if len(found) > limit else None)
+        found, more = await page_of(
+            self._store, JoinRequest, conversation_id, cursor=cursor, limit=limit, key=lambda each: each.user_id
+        )
+        return Page(items=[join_request_view(each) for each in found], next=more)
 
     async def approve(self, actor: Actor, conversation_id: str, user_id: str) -> MemberView:
         """Lets in who asked. Raises Refusal `not-found` (also if they do not ask any more), `forbidden`, `group-full`."""

@@ -13,7 +13,7 @@ import threading
 import traceback
 from collections.abc import MutableMapping
 from contextvars import ContextVar
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 import msgspec
 import structlog
@@ -22,7 +22,17 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Plat
 correlation_id: ContextVar[str] = ContextVar("correlation_id", default="")
 
 _MASKED = frozenset(
-    {"access_token", "refresh_token", "token", "authorization", "cookie", "code", "invite_code", "secret", "private_key"}
+    {
+        "access_token",
+        "refresh_token",
+        "token",
+        "authorization",
+        "cookie",
+        "code",
+        "invite_code",
+        "secret",
+        "private_key",
+    }
     | {"phone", "phone_number", "number", "content", "text", "body", "password", "temp_id"}
 )
 _QUEUE_LINES_MAX = 10_000
@@ -199,15 +209,22 @@ class Metrics:
         self.db_duration = histogram("db_query_duration_seconds", "Store operations.", "operation")
         self.verification_sent = counter("verification_sent_total", "Codes handed to the provider.", "outcome")
         self.audit_events = counter("audit_events_total", "Security events that the log tells in full.", "event")
-        self.connections_refused = counter("connections_refused_total", "Connections turned away at the door.", "reason")
+        self.connections_refused = counter(
+            "connections_refused_total", "Connections turned away at the door.", "reason"
+        )
         self.connection_crashes = counter("connection_crashes_total", "Connections ended by an unexpected exception.")
         self.load_level = gauge("load_level", "How much is shed: 0 nothing, 1 typing, and so on up to 5, messages.")
         self.load_shed = counter("load_shed_total", "What was left undone or put off because of the load.", "what")
         gauge("log_lines_dropped", "Log lines lost because nobody read the log.").set_function(_dropped)
 
 
+OPERATOR: Final = "operator"
+SERVER: Final = "server"
+"""Who did it (`by` of an audit line) where no user did: the server does by itself what was due."""
+
+
 def audit(metrics: Metrics, event: str, *, level: str = "info", **fields: str | bool) -> None:
-    """Tells of a security event, in the log and as a count."""
+    """Tells of a security event, in the log and as a count. `by` is who did it: a user's id, `OPERATOR` or `SERVER`."""
     metrics.audit_events.labels(event).inc()
     getattr(_audit_log, level)(event, **fields)
 

@@ -65,7 +65,8 @@ class Keyring:
         changes nothing, and what was handed out never comes back. Under another identity key all begins anew.
 
         Raises Refusal: `invalid-request` for keys that are not sound, or ids that named other keys; `too-many` one-time
-        pre-keys; `rate-limited`, for uploads of a device and changes of identity of a user.
+        pre-keys; `rate-limited`, for uploads of a device and changes of identity of a user; `not-authenticated` if the
+        session has ended meanwhile.
         """
         self._uploads.check(actor.device_id)
         upload = await checked(form)

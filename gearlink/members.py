@@ -16,7 +16,7 @@ from gearlink.accounts import Actor
 from gearlink.avatars import drop
 from gearlink.calls import MemberChange, MembersForm
 from gearlink.clock import DAY, Clock, Milliseconds, new_id, rfc3339
-from gearlink.cursors import decode_cursor, encode_cursor, foreign_cursor
+from gearlink.cursors import page_of
 from gearlink.errors import (
     ALREADY_MEMBER,
     BANNED,
@@ -72,13 +72,10 @@ class Members:
     async def list(self, actor: Actor, conversation_id: str, limit: int, cursor: str | None) -> Page[MemberView]:
         """In the order of their ids. Raises Refusal `not-found`, `invalid-request`."""
         await enter(self._store, actor.user_id, conversation_id, Right.READ)
-        after = decode_cursor(cursor, 1)[0] if cursor else None
-        try:
-            found = await self._store.scan(Member, conversation_id, after=after, limit=limit + 1)
-        except ValueError:
-            raise foreign_cursor() from None
-        page = [member_view(member) for member in found[:limit]]
-        return Page(items=page, next=encode_cursor(page[-1].user_id) if len(found) > limit else None)
+        found, more = await page_of(
+            self._store, Member, conversation_id, cursor=cursor, limit=limit, key=lambda member: member.user_id
+        )
+        return Page(items=[member_view(member) for member in found], next=more)
 
     async def add(self, actor: Actor, conversation_id: str, form: MembersForm) -> Page[MemberView]:
         """Lets all of these in, or none; answers those who came in.
@@ -195,16 +192,13 @@ class Members:
     async def bans(self, actor: Actor, conversation_id: str, limit: int, cursor: str | None) -> Page[BanView]:
         """By the id of the banned. Raises Refusal `not-found`, `forbidden`, `invalid-request`."""
         await enter(self._store, actor.user_id, conversation_id, Right.REMOVE)
-        after = decode_cursor(cursor, 1)[0] if cursor else None
-        try:
-            found = await self._store.scan(Ban, conversation_id, after=after, limit=limit + 1)
-        except ValueError:
-            raise foreign_cursor() from None
+        found, more = await page_of(
+            self._store, Ban, conversation_id, cursor=cursor, limit=limit, key=lambda ban: ban.user_id
+        )
         items = [
-            BanView(user_id=each.user_id, banned_by=each.banned_by, banned_at=rfc3339(each.banned_at))
-            for each in found[:limit]
+            BanView(user_id=each.user_id, banned_by=each.banned_by, banned_at=rfc3339(each.banned_at)) for each in found
         ]
-        return Page(items=items, next=encode_cursor(items[-1].user_id) if len(found) > limit else None)
+        return Page(items=items, next=more)
 
 
 # --- parts of changes ------------------------------------------------------------------------------------------------
@@ -312,10 +306,6 @@ async def take_out(
     if owners < 1 and conversation.type != "direct":
         raise Refusal(LAST_OWNER)
     await dismiss(tx, target.conversation_id, target.user_id, now)
-    for each in await tx.scan(Scheduled, target.user_id, limit=limits.SCHEDULED_PER_USER_MAX):
-        if each.conversation_id == target.conversation_id:  # what was to be sent is for nobody; its `Due` finds nothing
-            tx.delete(Scheduled, each.user_id, each.scheduled_id)
-            tx.announce(Personal((each.user_id,), each, gone=True))
     tx.put(
         structs.replace(conversation, member_count=conversation.member_count - 1, owner_count=owners, updated_at=now)
     )
@@ -330,6 +320,10 @@ async def dismiss(tx: Transaction, conversation_id: str, user_id: str, now: Mill
     tx.put(Departure(user_id, conversation_id, now + limits.DEPARTURE_DAYS * DAY))
     for each in await tx.scan(Delivery, conversation_id, user_id, limit=limits.DEVICES_PER_USER_MAX * 4):
         tx.delete(Delivery, conversation_id, user_id, each.device_id)
+    for waiting in await tx.scan(Scheduled, user_id, limit=limits.SCHEDULED_PER_USER_MAX):
+        if waiting.conversation_id == conversation_id:  # what was to be sent is for nobody; its `Due` finds nothing
+            tx.delete(Scheduled, user_id, waiting.scheduled_id)
+            tx.announce(Personal((user_id,), waiting, gone=True))
 
 
 async def dissolve(tx: Transaction, conversation: Conversation) -> None:

@@ -10,10 +10,9 @@ from msgspec.structs import asdict, replace
 
 from config import limits
 from gearlink.accounts import Actor, clean_text, user_view
-from gearlink.admission import is_id
 from gearlink.calls import ContactForm, PrivacyForm
 from gearlink.clock import Clock, rfc3339
-from gearlink.cursors import decode_cursor, encode_cursor, foreign_cursor
+from gearlink.cursors import page_of
 from gearlink.errors import NOT_AUTHENTICATED, NOT_FOUND, TOO_MANY, Refusal, invalid
 from gearlink.personal import privacy_view
 from gearlink.views import BlockView, ContactView, Page, PrivacyView, User
@@ -104,9 +103,10 @@ class People:
 
     async def contacts(self, actor: Actor, limit: int, cursor: str | None) -> Page[ContactView]:
         """The caller's contacts in the order of their ids. Raises Refusal `invalid-request` for a foreign cursor."""
-        found = await self._store.scan(Contact, actor.user_id, after=_after(cursor), limit=limit + 1)
-        items = [await self._contact_view(contact) for contact in found[:limit]]
-        return Page(items=items, next=encode_cursor(found[limit - 1].contact_id) if len(found) > limit else None)
+        found, more = await page_of(
+            self._store, Contact, actor.user_id, cursor=cursor, limit=limit, key=lambda contact: contact.contact_id
+        )
+        return Page(items=[await self._contact_view(contact) for contact in found], next=more)
 
     async def put_contact(self, actor: Actor, user_id: str, form: ContactForm) -> ContactView:
         """Takes somebody into the caller's contacts, or gives a contact another nickname. Nobody else is told.
@@ -158,12 +158,14 @@ class People:
 
     async def blocks(self, actor: Actor, limit: int, cursor: str | None) -> Page[BlockView]:
         """Whom the caller has blocked, in the order of their ids. Raises Refusal `invalid-request` for a foreign cursor."""
-        found = await self._store.scan(Block, actor.user_id, after=_after(cursor), limit=limit + 1)
+        found, more = await page_of(
+            self._store, Block, actor.user_id, cursor=cursor, limit=limit, key=lambda block: block.blocked_id
+        )
         items = [
             BlockView(user=await self._seen(actor.user_id, block.blocked_id), blocked_at=rfc3339(block.blocked_at))
-            for block in found[:limit]
+            for block in found
         ]
-        return Page(items=items, next=encode_cursor(found[limit - 1].blocked_id) if len(found) > limit else None)
+        return Page(items=items, next=more)
 
     async def block(self, actor: Actor, user_id: str) -> None:
         """Blocks somebody, who is never told. Contacts and conversations stay; their direct one falls silent.
@@ -249,10 +251,3 @@ async def _own(tx: Transaction, actor: Actor) -> Account:
 def _require_other(actor: Actor, user_id: str) -> None:
     if user_id == actor.user_id:
         raise invalid("userId", "that is yourself")
-
-
-def _after(cursor: str | None) -> str | None:
-    after = decode_cursor(cursor, 1)[0] if cursor is not None else None
-    if after is not None and not is_id(after):
-        raise foreign_cursor()
-    return after

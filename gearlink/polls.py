@@ -12,7 +12,7 @@ from msgspec import structs
 
 from gearlink.accounts import Actor
 from gearlink.clock import Clock, Milliseconds, new_id, rfc3339
-from gearlink.cursors import decode_cursor, encode_cursor, foreign_cursor
+from gearlink.cursors import page_of
 from gearlink.errors import FORBIDDEN, MESSAGE_DELETED, POLL_CLOSED, Refusal, invalid
 from gearlink.reading import is_expired, message_entry, own_of
 from gearlink.rights import Right, holders
@@ -129,15 +129,11 @@ class Polls:
         sight = await visible_message(self._store, actor.user_id, message_id, Right.READ, self._clock.now())
         if _poll_of(sight.message).anonymous:
             raise Refusal(FORBIDDEN, "This poll is anonymous")
-        after = decode_cursor(cursor, 1)[0] if cursor else None
-        try:
-            found = await self._store.scan(Vote, message_id, after=after, limit=limit + 1)
-        except ValueError:
-            raise foreign_cursor() from None
-        items = [
-            VoteView(user_id=vote.user_id, options=list(vote.options), at=rfc3339(vote.at)) for vote in found[:limit]
-        ]
-        return Page(items=items, next=encode_cursor(items[-1].user_id) if len(found) > limit else None)
+        found, more = await page_of(
+            self._store, Vote, message_id, cursor=cursor, limit=limit, key=lambda vote: vote.user_id
+        )
+        items = [VoteView(user_id=vote.user_id, options=list(vote.options), at=rfc3339(vote.at)) for vote in found]
+        return Page(items=items, next=more)
 
     async def _close(
         self, tx: Transaction, entry: LogEntry, message: Message, poll: Poll, closed_by: str, now: Milliseconds

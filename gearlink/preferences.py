@@ -12,7 +12,7 @@ from config import limits
 from gearlink.accounts import Actor
 from gearlink.calls import PreferencesForm
 from gearlink.clock import Clock, Milliseconds
-from gearlink.cursors import decode_cursor, encode_cursor, foreign_cursor
+from gearlink.cursors import encode_cursor, page_of
 from gearlink.errors import MUST_BE_ENCRYPTED, Refusal, invalid
 from gearlink.overview import overview
 from gearlink.personal import draft_view
@@ -92,22 +92,24 @@ class Preferences:
 
     async def drafts(self, actor: Actor, limit: int, cursor: str | None) -> Page[DraftView]:
         """What the caller has begun to write, by conversation. Raises Refusal `invalid-request`."""
-        after = decode_cursor(cursor, 1)[0] if cursor else None
         items: list[DraftView] = []
         while True:
-            try:
-                found = await self._store.scan(Draft, actor.user_id, after=after, limit=limits.PAGE_MAX)
-            except ValueError:
-                raise foreign_cursor() from None
+            found, cursor = await page_of(
+                self._store,
+                Draft,
+                actor.user_id,
+                cursor=cursor,
+                limit=limits.PAGE_MAX,
+                key=lambda draft: draft.conversation_id,
+            )
             for draft in found:
                 if draft.content is None or await self._store.get(Conversation, draft.conversation_id) is None:
                     continue
                 if len(items) == limit:
                     return Page(items=items, next=encode_cursor(items[-1].conversation_id))
                 items.append(draft_view(draft))
-            if len(found) < limits.PAGE_MAX:
+            if cursor is None:
                 return Page(items=items)
-            after = found[-1].conversation_id
             await trio.lowlevel.checkpoint()
 
 

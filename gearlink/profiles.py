@@ -61,7 +61,8 @@ class Profiles:
         """Changes what is in `form`.
 
         Raises Refusal: `username-taken` (also for reserved names, and for those that are kept for their last holder),
-        `invalid-request`, `rate-limited` for another username too soon: each one given up is kept for a while.
+        `invalid-request`, `rate-limited` for another username too soon: each one given up is kept for a while;
+        `not-authenticated` if the account is gone.
         """
         changes: dict[str, str] = {}
         if form.display_name is not UNSET:

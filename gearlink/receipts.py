@@ -21,7 +21,7 @@ from msgspec import UNSET, structs
 from config import limits
 from gearlink.accounts import Actor
 from gearlink.clock import Clock, rfc3339
-from gearlink.cursors import decode_cursor, encode_cursor, foreign_cursor
+from gearlink.cursors import page_of
 from gearlink.journal import logger
 from gearlink.messages import Messages
 from gearlink.people import privacy_of
@@ -218,14 +218,12 @@ class Receipts:
         Every member who can see the message may ask. Raises Refusal `not-found`, `invalid-request`.
         """
         entry = await self._messages.entry(actor, message_id)
-        after = decode_cursor(cursor, 1)[0] if cursor else None
         conversation = await self._store.get(Conversation, entry.conversation_id)
-        try:
-            members = await self._store.scan(Member, entry.conversation_id, after=after, limit=limit + 1)
-        except ValueError:
-            raise foreign_cursor() from None
+        members, more = await page_of(
+            self._store, Member, entry.conversation_id, cursor=cursor, limit=limit, key=lambda member: member.user_id
+        )
         items = []
-        for member in members[:limit]:
+        for member in members:
             if (
                 conversation is None
                 or member.user_id == entry.event.actor_id
@@ -235,7 +233,7 @@ class Receipts:
             is_own = member.user_id == actor.user_id
             reach = _Reach.READ if is_own else await _reach(self._store, conversation, member.user_id)
             items.append(await self._delivery(member, entry.sequence, reach))
-        return Page(items=items, next=encode_cursor(members[limit - 1].user_id) if len(members) > limit else None)
+        return Page(items=items, next=more)
 
     async def _delivery(self, member: Member, sequence: int, reach: _Reach) -> DeliveryView:
         if reach is _Reach.NOTHING:

@@ -48,7 +48,7 @@ class Schedule:
         """Holds the message until its time; the same again for a `tempId` that waits already.
 
         Raises Refusal `not-found`, `forbidden`, `refused-by-privacy`, `must-be-encrypted`, `too-many`, `rate-limited`,
-        `invalid-request` (also for a time that has passed, and a `tempId` whose message went out).
+        `already-sent` for a `tempId` whose message went out, `invalid-request` also for a time that has passed.
         """
         message = MessageForm(**{name: getattr(form, name) for name in _FIELDS})
         self._messages.admit(actor, message)
@@ -101,9 +101,9 @@ class Schedule:
                 message = structs.replace(message, mentions=form.mentions)
             self._messages.admit(actor, message)
             await self._messages.check(tx, actor.user_id, scheduled.conversation_id, message)
-            tx.delete(Due, scheduled.send_at, SEND, scheduled_id, 0)
             if send_at is None and scheduled.trouble:
                 raise invalid("sendAt", "say when it is to be tried again")
+            tx.delete(Due, scheduled.send_at, SEND, scheduled_id, 0)
             changed = structs.replace(
                 scheduled, send_at=send_at or scheduled.send_at, form=msgspec.json.encode(message), trouble=""
             )

@@ -90,7 +90,10 @@ class Standing:
         return own_user_view(account)
 
     async def lift_by(self, actor: Actor, user_id: str) -> None:
-        """For admins: the account may be used again, after a sign-in. Raises Refusal `not-found`."""
+        """For admins: the account may be used again, after a sign-in.
+
+        Raises Refusal `not-found`; `forbidden` for who is no admin any more.
+        """
         now = self._clock.now()
 
         async def change(tx: Transaction) -> tuple[Account, bool]:
@@ -130,7 +133,8 @@ class Standing:
     async def delete_own(self, actor: Actor) -> None:
         """Deletes the caller's account: gone at once, erased later.
 
-        Raises Refusal `last-owner` for the last admin, as long as anybody else is there.
+        Raises Refusal `last-owner` for the last admin, as long as anybody else is there; `not-authenticated` if the
+        account is deleted already.
         """
         heir_id = await self._admin_but(actor)
         now = self._clock.now()
@@ -200,7 +204,7 @@ class Standing:
                 tx.delete(kind, user_id)
 
         await self._store.write(change)
-        journal.audit(self._metrics, "account-erased", user_id=user_id)
+        journal.audit(self._metrics, "account-erased", user_id=user_id, by=journal.SERVER)
 
     async def _strip(self, user_id: str) -> bool:
         """Takes number, name and picture away, by which nobody finds the account from now on, nor takes it back."""
@@ -243,7 +247,7 @@ class Standing:
         return await self._store.write(change)
 
     def _audit(self, event: str, account: Account, actor: Actor | None) -> None:
-        by = actor.user_id if actor is not None else "operator"
+        by = actor.user_id if actor is not None else journal.OPERATOR
         journal.audit(self._metrics, event, user_id=account.user_id, by=by)
 
 

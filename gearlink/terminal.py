@@ -27,6 +27,13 @@ _ERASE = "\r\x1b[K"  # ECMA-48: to the start of the line, and what is behind goe
 _ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|O.|[^\[O])")  # a key that is no character
 
 
+class LineTooLong(ValueError):
+    """A line has more than `LINE_BYTES_MAX` characters."""
+
+    def __init__(self) -> None:
+        super().__init__(f"a line has more than {LINE_BYTES_MAX} characters")
+
+
 def harmless(text: str, *, lines: bool = False) -> str:
     """`text` without what a terminal would obey or hide: control and format characters, other line ends, lone
     surrogates. With `lines` its lines stay, each after the first behind a bar, so that none can pass for one of ours."""
@@ -37,7 +44,7 @@ def harmless(text: str, *, lines: bool = False) -> str:
 
 async def read_lines(descriptor: int) -> AsyncGenerator[str, None]:
     """The lines of a file, pipe or terminal, without their ends, until it ends. Bytes that are not UTF-8 become U+FFFD.
-    Raises ValueError for a line longer than `LINE_BYTES_MAX`."""
+    Raises LineTooLong for a line longer than `LINE_BYTES_MAX`."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     rest = ""
     while True:
@@ -51,7 +58,7 @@ async def read_lines(descriptor: int) -> AsyncGenerator[str, None]:
                 yield rest
             return
         if len(rest) > LINE_BYTES_MAX:
-            raise ValueError(f"a line has more than {LINE_BYTES_MAX} characters")
+            raise LineTooLong
 
 
 class Typing:
@@ -82,7 +89,7 @@ class Typing:
             elif key == "\t" or key.isprintable() or key == JOINER:
                 self.text += " " if key == "\t" else key
                 if len(self.text) > LINE_BYTES_MAX:
-                    raise ValueError(f"a line has more than {LINE_BYTES_MAX} characters")
+                    raise LineTooLong
 
     def row(self) -> str:
         """The text as far as it fits into one row."""

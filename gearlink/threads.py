@@ -8,7 +8,7 @@ and never moves backwards. A thread outlives the message that it began with. It 
 from config import limits
 from gearlink.accounts import Actor
 from gearlink.clock import Clock, Milliseconds
-from gearlink.cursors import decode_cursor, encode_cursor, foreign_cursor
+from gearlink.cursors import decode_sequence, encode_cursor
 from gearlink.reading import message_entry, shown
 from gearlink.rights import Right, enter
 from gearlink.views import MessageView, Page, ThreadPage, ThreadView
@@ -98,7 +98,7 @@ class Threads:
             Thread,
             conversation_id,
             after=member.horizon,
-            before=_position(cursor) if cursor else None,
+            before=decode_sequence(cursor) if cursor else None,
             limit=limit + 1,
             reverse=True,
         )
@@ -176,10 +176,3 @@ class Threads:
             limit=limits.UNREAD_SCAN_EVENTS_MAX,
         )
         return len({each.sequence for each in found}.intersection(sequences))
-
-
-def _position(cursor: str) -> int:
-    [text] = decode_cursor(cursor, 1)
-    if not (text.isascii() and text.isdecimal()) or int(text) > limits.SEQUENCE_MAX:
-        raise foreign_cursor()
-    return int(text)

@@ -5,7 +5,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 
 import httpx
@@ -14,8 +14,10 @@ import trio
 
 from gearlink import chat, protocol
 from gearlink.chat import desk
+from gearlink.chat.commands import Command
+from gearlink.chat.rooms import COMMANDS
 from gearlink.errors import ExitStatus
-from gearlink.terminal import LINE_BYTES_MAX, Terminal, harmless, read_lines
+from gearlink.terminal import LINE_BYTES_MAX, LineTooLong, Terminal, harmless, read_lines
 from tests.fake_server import ADDRESS, CODE, FakeServer, problem
 
 ANN, BOB = "+15551230001", "+15551230002"
@@ -171,7 +173,41 @@ async def test_nobody_to_talk_to_is_one_line(server: FakeServer, target: str, st
     assert screen.errors.getvalue().count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["sing"], ["to"], ["to", "@bob", "--last", "-1"], ["signup"]])
+async def test_a_bug_is_not_shown_as_wrong_usage(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(desk: object, words: str) -> None:
+        _first, _second = [words]
+
+    conversation, _bob = await signed_up_with_bob(server)
+    monkeypatch.setitem(COMMANDS, "pins", Command("pins", "", "", fail))
+    with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="unpack"), flatten_subgroups=True, allow_unwrapped=True):
+        await run(server, Screen("/pins"), "to", conversation, "--commands")
+
+
+async def test_wrong_address_file_or_endless_line_is_one_line_of_usage(server: FakeServer, home: Path) -> None:
+    screen = Screen()
+    assert await run(server, screen, "signup", "--server", "nowhere", "--phone", ANN) == ExitStatus.USAGE
+    assert screen.errors.getvalue().startswith("gearlink chat: the server's address has the form")
+    os.makedirs(home, exist_ok=True)
+    (home / "default.json").write_text("no")
+    screen = Screen()
+    assert await run(server, screen, "list") == ExitStatus.USAGE
+    assert screen.errors.getvalue().endswith("is not a file of this program\n")
+
+    async def endless() -> AsyncGenerator[str, None]:
+        raise LineTooLong
+        yield ""
+
+    (home / "default.json").unlink()
+    conversation, _bob = await signed_up_with_bob(server)
+    screen = Screen()
+    screen.terminal.lines = endless()
+    assert await run(server, screen, "to", conversation) == ExitStatus.USAGE
+    assert "a line has more than" in screen.errors.getvalue()
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["sing"], ["to"], ["to", "@bob", "--last", "-1"], ["signup"], ["to", "\udcff"]]
+)
 def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         chat.main(arguments)

@@ -150,7 +150,7 @@ async def test_what_becomes_of_a_message_is_shown_to_all_as_it_happens_and_in_th
     await bob.types(f"/reply #{number} how many?")
     reply = (await ann.sees(rf"#(\d+) .* Bob \(@bob\): how many\?\n    > #{number} you: tomatoes"))[1]
     await ann.types(f"/thread #{reply}")
-    await ann.sees("1 replies")
+    await ann.sees("~ 1 reply\n")
     await ann.types(f"/edits #{number}")
     await ann.sees("until edit 1, written .*: tomatos @all")
     await bob.types("/delete everyone")
@@ -172,6 +172,9 @@ async def test_a_poll_is_asked_answered_and_closed(town: Town) -> None:
     await ann.sees(rf"~ votes on #{number}: yes 0 · no 1 · maybe 0")
     await ann.types(f"/votes #{number}")
     await ann.sees(r"~ Bob \(@bob\): 2")
+    for wrong in ("4", "0", "1 9"):
+        await bob.types(f"/vote #{number} {wrong}")
+        await bob.sees(rf"-- the options of #{number} are 1 to 3\n")
     await ann.types(f"/close #{number}")
     await bob.sees(r"maybe 0 \(closed\)")
     await bob.types(f"/vote #{number} 1")
@@ -228,6 +231,8 @@ async def test_settings_are_shown_changed_and_told(town: Town) -> None:
     await bob.sees("timer=1w")
     await ann.types("/name orchard")
     await bob.sees("name orchard")
+    await ann.types("/timer 99999d")
+    await ann.sees(r"-- .*settings\.disappearingSeconds: at most 31622400")
     await ann.types("/settings write=nobody")
     await ann.sees("-- settings are write")
     await ann.types("/sing")
@@ -276,8 +281,89 @@ async def test_a_pipe_says_text_unless_it_holds_commands(town: Town) -> None:
     shown = await town.run("bob", "to", group)
     assert "Ann (@ann): /name is a command" in shown and "name orchard" in shown
     said = await town.run("ann", "to", group, "--commands", lines=("/pin", "never"), status=ExitStatus.USAGE)
-    assert "gearlink chat: say which message: #12" in said
+    assert "gearlink chat: say which message, such as #12" in said
     assert "never" not in await town.run("bob", "to", group)
+
+
+ENDS_THE_CHAT = "leave"
+
+
+@pytest.mark.parametrize("kind", ["group", "direct"])
+async def test_every_command_without_arguments_is_answered_and_the_chat_goes_on(town: Town, kind: str) -> None:
+    group = await opened(town, "ann", "bob")
+    ann = await town.talk("ann", group if kind == "group" else "@bob")
+    silent = []
+    for number, name in enumerate(each for each in COMMANDS if each != ENDS_THE_CHAT):
+        before = len(ann.shown())
+        await ann.types(f"/{name}")
+        await ann.types(f"/x{number}")
+        end = await ann.sees(rf"-- there is no /x{number};")
+        if not re.search(r"^(-- |    ~ )", ann.shown()[before : end.start()], re.MULTILINE):
+            silent.append(name)
+    assert silent == []
+    await ann.leaves()
+
+
+@pytest.mark.parametrize(
+    "line", ["/ban", "/link", "/links", "/requests", "/about", "/name x", "/add @cat", "/unban @cat"]
+)
+async def test_what_a_conversation_between_two_does_not_have_is_said(town: Town, line: str) -> None:
+    await town.settle("ann", "bob")
+    name = line.split()[0]
+    said = await town.run("ann", "to", "@bob", "--commands", lines=(line,), status=ExitStatus.USAGE)
+    assert said == f"gearlink chat: {name}: not in a conversation between two\n"
+
+
+async def test_what_stands_in_the_history_is_not_told_once_more(town: Town) -> None:
+    group = await opened(town, "ann", "bob")
+    ann, bob = await town.talk("ann", group), await town.talk("bob", group)
+    await bob.types("tomatos")
+    number = (await ann.sees(r"#(\d+) .*: tomatos"))[1]
+    await bob.leaves()
+    await ann.types(f"/pin #{number}")
+    await ann.sees("you pinned")
+    await ann.types(f"/react #{number} 👍")
+    await ann.sees("you reacted")
+    await ann.types("/timer 7d")
+    await ann.sees("timer=1w")
+    await ann.types("/edit peas")
+    await ann.sees("-- you wrote nothing here lately")
+    await ann.types("beans")
+    beans = (await ann.sees(r"sent #(\d+)"))[1]
+    await ann.types("/edit peas")
+    await ann.sees("you edited")
+    bob = await town.talk("bob", group)
+    await bob.types("/who")
+    await bob.sees("Bob|you")
+    await ann.types("now")
+    await bob.sees(": now")  # all that was missed came before it
+    shown = bob.shown()
+    for once in (f"pinned #{number}", "timer=1w", "tomatos", "peas"):
+        assert shown.count(once) == 1, (once, shown)
+    assert "reacted" not in shown and f"edited #{beans}" not in shown
+    await ann.types(f"/edit #{beans} plums")
+    await bob.sees(rf"edited #{beans}: plums")  # and what happens from now on is told
+    await ann.leaves()
+    await bob.leaves()
+
+
+async def test_what_was_deleted_from_ones_own_sight_elsewhere_is_not_told_at_the_start(town: Town) -> None:
+    group = await opened(town, "ann", "bob")
+    await town.run("bob", "to", group, lines=("tomatos",))
+    said = await town.run("ann", "to", group)
+    number = re.findall(r"#(\d+) .*: tomatos", said)[0]
+    await town.run("ann", "signup", "--as", "laptop", *await town.code("+15551250000"))
+    await town.run("laptop", "to", group)
+    await town.run("ann", "to", group, "--commands", lines=(f"/delete #{number}",))
+    ann, laptop = await town.talk("ann", group), await town.talk("laptop", group)
+    await ann.types("here")
+    await laptop.sees(": here")
+    assert "own sight" not in laptop.shown()
+    number = (await ann.sees(r"sent #(\d+)"))[1]
+    await ann.types(f"/delete #{number}")
+    await laptop.sees(rf"you deleted #{number} from your own sight")
+    await ann.leaves()
+    await laptop.leaves()
 
 
 async def test_every_command_is_in_the_help(town: Town) -> None:
@@ -301,6 +387,11 @@ async def test_contacts_privacy_and_blocks_from_the_shell(town: Town) -> None:
     assert "Bob (@bob)  since" in await town.run("ann", "block")
     await town.run("ann", "unblock", town.ids["bob"])
     assert await town.run("ann", "block") == ""
+    await town.run("ann", "block", "@bob")
+    told = await town.run("ann", "unblock", "+15551250001", status=1)
+    assert "you have not blocked +15551250001, as far as can be told: take the id from `gearlink chat block`" in told
+    assert "Bob (@bob) is not blocked" in await town.run("ann", "unblock", "@bob")
+    assert await town.run("ann", "block") == ""
 
 
 async def test_picture_deletion_and_restoring_of_an_account_from_the_shell(town: Town, tmp_path: Path) -> None:
@@ -310,6 +401,8 @@ async def test_picture_deletion_and_restoring_of_an_account_from_the_shell(town:
     await town.run("ann", "avatar", "--remove")
     (tmp_path / "me.txt").write_text("me")
     assert "JPEG" in await town.run("ann", "avatar", str(tmp_path / "me.txt"), status=1)
+    missing = await town.run("ann", "avatar", str(tmp_path / "nothing"), status=1)
+    assert missing == f"gearlink chat: {tmp_path / 'nothing'}: No such file or directory\n"
     assert "nothing was deleted" in await town.run("ann", "delete-account", status=ExitStatus.USAGE)
     assert "--restore" in await town.run("ann", "delete-account", "--yes")
     assert "not signed in" in await town.run("ann", "list", status=1)

@@ -3,10 +3,10 @@
 import pytest
 
 from config import limits
-from gearlink import people
 from gearlink.accounts import Actor
 from gearlink.calls import ContactForm, PrivacyForm, ProfileForm
 from gearlink.clock import new_id
+from gearlink.cursors import encode_cursor
 from gearlink.people import may_add, may_see_presence, may_talk, privacy_of
 from storage.notices import Personal
 from storage.records import Account, Block, Contact, Conversation, DirectPair, Privacy
@@ -131,7 +131,7 @@ async def test_the_pages_of_contacts_and_blocks_are_complete_whatever_their_size
             if (cursor := page.next) is None:
                 break
         assert seen == sorted([bob.user_id, carol.user_id])
-        for foreign in ("nonsense", "AAAA", people.encode_cursor("x")):
+        for foreign in ("nonsense", "AAAA", encode_cursor("x")):
             with refused("invalid-request"):
                 await ask(alice, limit, foreign)
 

@@ -234,10 +234,12 @@ async def test_promotion_and_demotion_count_from_the_next_request_on(house: Hous
     await house.profiles.change_profile(bob, ProfileForm(username="bob"))
     assert (await house.accounts.promote(BOB)).is_admin
     assert (await house.actor(pair)).is_admin
-    assert not (await house.accounts.demote("Bob")).is_admin
+    assert not (await house.accounts.demote("@Bob")).is_admin
+    assert (await house.accounts.promote("Bob")).is_admin
+    assert not (await house.accounts.demote(bob.user_id)).is_admin
     assert not (await house.actor(pair)).is_admin
     assert not (await house.actor(await house.sign_in(BOB))).is_admin
-    assert (house.audited("admin-granted"), house.audited("admin-revoked")) == (1, 1)
+    assert (house.audited("admin-granted"), house.audited("admin-revoked")) == (2, 2)
 
 
 async def test_who_is_not_there_cannot_be_promoted(house: House) -> None:

@@ -7,11 +7,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
 import trio
 
 from gearlink import calls, protocol, views
 from gearlink.sdk import Client, MemoryState, Options, Refused, open_client
+from tests.handsets import Handset, verify
 from tests.house import SECONDS_MAX, House, open_house
 from tests.pictures import CANARY, exif, jpeg
 
@@ -149,6 +151,27 @@ async def test_deleted_account_comes_back_with_a_sign_in_that_says_so(party: Par
     await refused("account-deleted", party.sign_in(ann, party.phone("Ann")))
     signed = await party.sign_in(ann, party.phone("Ann"), restore_account=True)
     assert (signed.is_new_user, signed.user.display_name) == (False, "Ann")
+
+
+async def test_keys_are_published_counted_and_claimed_by_somebody_else(party: Party) -> None:
+    ann, bob = await party.newcomer("Ann"), await party.newcomer("Bob")
+    assert await bob.key_status() == views.KeyStatus(one_time_remaining=0, digest=None)
+    assert await ann.claim_keys(me(bob)) == []
+    phone = Handset("bob's phone")
+    status = await bob.upload_keys(msgspec.convert(phone.upload(1), calls.KeysForm))
+    assert msgspec.to_builtins(status) == phone.status(1)
+    for one_time in (True, False):
+        [bundle] = await ann.claim_keys(me(bob))
+        assert (bundle.device_id, bundle.identity_key) == (bob.state.device_id, phone.identity_key)
+        verify(msgspec.to_builtins(bundle))
+        assert (bundle.one_time_pre_key is not msgspec.UNSET) == one_time
+        assert (bundle.last_resort_pre_key is msgspec.UNSET) == one_time
+    assert msgspec.to_builtins(await bob.key_status()) == phone.status(0)
+    [device] = await ann.devices_of(me(bob))
+    assert (device.device_id, device.identity_key) == (bob.state.device_id, phone.identity_key)
+    nobody = "019a0000-0000-7000-8000-000000000000"
+    await refused("not-found", ann.claim_keys(nobody))
+    await refused("not-found", ann.devices_of(nobody))
 
 
 async def test_settings_links_requests_and_bans_of_a_group(party: Party) -> None:

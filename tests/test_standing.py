@@ -1,5 +1,8 @@
 """Suspended, deleted, taken back, erased: what becomes of an account, of its sessions and of what hangs on it."""
 
+import json
+from collections.abc import Iterator
+
 import msgspec
 import pytest
 import trio
@@ -29,13 +32,19 @@ from storage.records import (
     UsernameHold,
 )
 from storage.store import StoreFull, Transaction
-from tests.people import ADDRESS, ALICE, BOB, CAROL, House, refused, with_wrong_code
+from tests.people import ADDRESS, ALICE, BOB, CAROL, House, LogLines, log_captured, refused, with_wrong_code
 from tests.test_profiles import hashes_of
 
 
 @pytest.fixture
 def house() -> House:
     return House()
+
+
+@pytest.fixture
+def log() -> Iterator[LogLines]:
+    with log_captured() as lines:
+        yield lines
 
 
 async def come_back(house: House, number: str, *, restore: bool = True) -> SignedIn:
@@ -320,3 +329,42 @@ async def test_upkeep_forgets_a_name_that_was_held_when_its_time_is_over(house: 
         house.clock.advance(days=days)
         await sweep(house.store, house.clock)
         assert [hold.username for hold in house.store.all(UsernameHold)] == held
+
+
+# --- the audit -------------------------------------------------------------------------------------------------------
+
+
+async def test_the_audit_says_who_did_it(house: House, log: LogLines) -> None:
+    alice = await house.newcomer(ALICE)
+    bob, carol = await house.sign_in(BOB), await house.newcomer(CAROL)
+    await house.accounts.create_invite()
+    await house.accounts.promote(BOB)
+    await house.accounts.demote(BOB)
+    await house.accounts.remove_device(await house.actor(bob), bob.device.id)
+    await house.standing.suspend_by(alice, bob.user.id)
+    await house.standing.lift_by(alice, bob.user.id)
+    await house.standing.suspend(BOB)
+    await house.standing.restore(BOB)
+    await house.standing.delete(BOB)
+    await come_back(house, BOB)
+    await house.standing.delete_own(carol)
+    house.clock.advance(days=limits.ACCOUNT_ERASURE_DAYS)
+    await house.standing.erase(carol.user_id)
+    lines = [json.loads(line) for line in log.read().splitlines()]
+    assert [(line["event"], line.get("by")) for line in lines if line["component"] == "audit"] == [
+        ("account-created", alice.user_id),
+        ("account-created", bob.user.id),
+        ("account-created", carol.user_id),
+        ("invite-created", "operator"),
+        ("admin-granted", "operator"),
+        ("admin-revoked", "operator"),
+        ("device-removed", bob.user.id),
+        ("account-suspended", alice.user_id),
+        ("suspension-lifted", alice.user_id),
+        ("account-suspended", "operator"),
+        ("suspension-lifted", "operator"),
+        ("account-deleted", "operator"),
+        ("account-restored", bob.user.id),
+        ("account-deleted", carol.user_id),
+        ("account-erased", "server"),
+    ]

@@ -34,9 +34,7 @@ FLOORS = {
     **dict.fromkeys(("gearlink.views", "gearlink.complaints"), 1),
     **dict.fromkeys(("gearlink.clock", "gearlink.journal"), 1),
     **dict.fromkeys(("gearlink.throttle", "gearlink.broker", "gearlink.tokens", "gearlink.sms"), 2),
-    **dict.fromkeys(
-        ("gearlink.personal", "gearlink.pressure", "gearlink.images", "gearlink.contents", "gearlink.cursors"), 2
-    ),
+    **dict.fromkeys(("gearlink.personal", "gearlink.pressure", "gearlink.images", "gearlink.contents"), 2),
     **dict.fromkeys(("gearlink.timeline", "gearlink.streams", "gearlink.frames", "gearlink.upgrade"), 2),
     **dict.fromkeys(("gearlink.peers", "gearlink.ports", "gearlink.problems", "gearlink.http_server"), 2),
     "gearlink.prekeys": 2,
@@ -47,7 +45,7 @@ FLOORS = {
     **dict.fromkeys(("gearlink.amendments", "gearlink.reactions", "gearlink.polls", "gearlink.threads"), 3),
     **dict.fromkeys(("gearlink.storms", "gearlink.schedule", "gearlink.people", "gearlink.standing"), 3),
     **dict.fromkeys(("gearlink.visibility", "gearlink.presence", "gearlink.profiles", "gearlink.overview"), 3),
-    "gearlink.keyring": 3,
+    **dict.fromkeys(("gearlink.keyring", "gearlink.cursors"), 3),
     **dict.fromkeys(("gearlink.domain", "gearlink.timers", "gearlink.purge", "gearlink.ws_frames"), 4),
     **dict.fromkeys(("gearlink.hub", "gearlink.outbox", "gearlink.upkeep"), 4),
     **dict.fromkeys(

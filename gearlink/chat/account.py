@@ -95,7 +95,7 @@ async def set_avatar(options: argparse.Namespace, client: Client, terminal: Term
     """`avatar FILE [--of WHO]`, or `avatar --remove`."""
     if bool(options.file) == options.remove:
         raise Complaint("give a FILE, or --remove", ExitStatus.USAGE)
-    room = await find_conversation(client, options.of) if options.of else None
+    room = (await find_conversation(client, options.of)).id if options.of else None
     if options.remove:
         await (client.remove_conversation_avatar(room) if room else client.remove_avatar())
         terminal.say("the picture is gone")

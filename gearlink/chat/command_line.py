@@ -4,31 +4,33 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
 from config.limits import PAGE_MAX
 from gearlink.chat import account, people
 from gearlink.chat.finding import INTERRUPTED, REFUSED, Complaint
+from gearlink.chat.refusals import refusal_line, system_line
 from gearlink.chat.talk import talk
 from gearlink.errors import ExitStatus
 from gearlink.sdk import Client, FileState, Options, Refused, Unreachable, open_client
-from gearlink.terminal import Terminal, harmless
+from gearlink.terminal import LineTooLong, Terminal, harmless
 
 SERVER: Final = "http://127.0.0.1:8080"
 _PROFILE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 Command = Callable[[argparse.Namespace, Client, Terminal], Awaitable[int]]
+E = TypeVar("E", bound=BaseException)
 Add = Callable[[str, Command, str], argparse.ArgumentParser]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one command and gives its exit status."""
-    options = parser().parse_args(arguments)
+    options = _parsed(arguments)
     terminal = Terminal()
     try:
         return trio.run(run, options, terminal)
@@ -38,6 +40,17 @@ def main(arguments: Sequence[str]) -> int:
         if group.subgroup(KeyboardInterrupt) is not None:
             return INTERRUPTED
         raise
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """Ends the process with the status of wrong usage, as argparse does, if they are none."""
+    top = parser()
+    options = top.parse_args(arguments)
+    values = {name: value for name, value in vars(options).items() if name != "file"}  # a path may be any bytes
+    words = [word for value in values.values() for word in (value if isinstance(value, list) else [value])]
+    if any(isinstance(word, str) and word != word.encode(errors="replace").decode() for word in words):
+        top.error("an argument is not UTF-8")
+    return options
 
 
 async def run(options: argparse.Namespace, terminal: Terminal, network: Options | None = None) -> int:
@@ -51,19 +64,19 @@ async def run(options: argparse.Namespace, terminal: Terminal, network: Options 
         terminal.complain(f"gearlink chat: {harmless(_first(group))}")
         status = ExitStatus.UNREACHABLE
     except* Refused as group:
-        terminal.complain(f"gearlink chat: {harmless(_refusal_line(group))}")
+        terminal.complain(f"gearlink chat: {harmless(refusal_line(_leaf(group)))}")
         status = REFUSED
     except* Complaint as group:
         terminal.complain(f"gearlink chat: {harmless(_first(group))}")
         status = next((each.status for each in group.exceptions if isinstance(each, Complaint)), REFUSED)
-    except* ValueError as group:
+    except* LineTooLong as group:
         terminal.complain(f"gearlink chat: {harmless(_first(group))}")
         status = ExitStatus.USAGE
     except* BrokenPipeError:  # whoever read our output has had enough
         _discard_output()
         status = REFUSED
     except* OSError as group:
-        terminal.complain(f"gearlink chat: {harmless(_first(group))}")
+        terminal.complain(f"gearlink chat: {harmless(system_line(_leaf(group)))}")
         status = REFUSED
     return status
 
@@ -75,38 +88,36 @@ def _discard_output() -> None:
     os.close(nowhere)
 
 
-def _client(options: argparse.Namespace, network: Options | None) -> AbstractAsyncContextManager[Client]:
+@asynccontextmanager
+async def _client(options: argparse.Namespace, network: Options | None) -> AsyncIterator[Client]:
+    """The client of the profile. Raises Complaint for a name, an address or a file that is none: only here a ValueError
+    is about what the user wrote."""
     store = FileState(profile_path(options.profile))
-    if options.command is account.sign_up:
-        return open_client(options.server, store, network)
-    if not store.path.exists():
+    is_new = options.command is account.sign_up
+    if not is_new and not store.path.exists():
         raise Complaint(f"there is no profile {options.profile!r} here: try `gearlink chat signup --phone NUMBER`")
-    return open_client(None, store, network)
+    async with AsyncExitStack() as stack:
+        try:
+            opening = open_client(options.server if is_new else None, store, network)
+            client = await stack.enter_async_context(opening)
+        except ValueError as error:
+            raise Complaint(str(error), ExitStatus.USAGE) from None
+        yield client
 
 
-def _leaf(error: BaseException) -> BaseException:
-    return _leaf(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+def _leaf(group: BaseExceptionGroup[E]) -> E:
+    first = group.exceptions[0]
+    return _leaf(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> str:
     return str(_leaf(group))
 
 
-def _refusal_line(group: BaseExceptionGroup[Refused]) -> str:
-    refused = _leaf(group)
-    assert isinstance(refused, Refused)
-    if refused.code in ("not-authenticated", "invalid-refresh-token"):
-        return "not signed in: try `gearlink chat signup --phone NUMBER`"
-    fields = "; ".join(f"{error.get('path', '')}: {error.get('message', '')}" for error in refused.errors)
-    fields = "" if fields == refused.detail else fields
-    wait = "" if refused.retry_after_seconds is None else f" (again in {refused.retry_after_seconds:.0f} s)"
-    return f"{refused.detail}{' - ' + fields if fields else ''}{wait}"
-
-
 def profile_path(name: str) -> Path:
-    """Where a local profile is kept. Raises ValueError for a name that is no plain file name."""
+    """Where a local profile is kept. Raises Complaint for a name that is no plain file name."""
     if not _PROFILE.fullmatch(name):
-        raise ValueError("a profile's name has 1 to 64 letters, digits, `-` and `_`")
+        raise Complaint("a profile's name has 1 to 64 letters, digits, `-` and `_`", ExitStatus.USAGE)
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(home) / "gearlink" / f"{name}.json"
 
@@ -190,10 +201,12 @@ def _add_people(add: Add) -> None:
     contacts.add_argument("action", nargs="?", choices=("list", "add", "remove", "find"), default="list")
     contacts.add_argument("who", nargs="*", metavar="WHO", help="+15551230002 or @username; for find, numbers")
     contacts.add_argument("--nickname", default="", help="what you call them")
-    add("block", people.block, "hear no more of somebody, or list of whom").add_argument(
-        "who", nargs="*", metavar="WHO"
+    add(
+        "block", people.block, "block somebody, who is not told; without a name, list whom you have blocked"
+    ).add_argument("who", nargs="*", metavar="WHO")
+    add("unblock", people.unblock, "lift a block").add_argument(
+        "who", nargs="+", metavar="WHO", help="an id from `gearlink chat block`, or @username as it stands there"
     )
-    add("unblock", people.unblock, "hear of somebody again").add_argument("who", nargs="+", metavar="WHO")
 
 
 def _add_profile(to: argparse.ArgumentParser, default: str) -> None:

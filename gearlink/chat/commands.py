@@ -14,16 +14,18 @@ from gearlink.chat.finding import Complaint, find_conversation
 from gearlink.chat.words import local_time, reactions, time_of
 from gearlink.errors import ExitStatus
 from gearlink.terminal import harmless
+from gearlink.views import PollView
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """`takes` and `does` are its line in /help."""
+    """`takes` and `does` are its line in /help. `in_direct`: there is such a thing in a conversation between two."""
 
     name: str
     takes: str
     does: str
     run: Callable[[Desk, str], Awaitable[None]]
+    in_direct: bool = True
 
 
 async def run_command(desk: Desk, commands: dict[str, Command], line: str) -> None:
@@ -36,6 +38,8 @@ async def run_command(desk: Desk, commands: dict[str, Command], line: str) -> No
         return
     if name not in commands:
         raise Complaint(f"there is no /{harmless(name[:32])}; /help lists what there is", ExitStatus.USAGE)
+    if desk.is_direct and not commands[name].in_direct:
+        raise Complaint(f"/{name}: not in a conversation between two", ExitStatus.USAGE)
     await commands[name].run(desk, words.strip())
 
 
@@ -110,10 +114,14 @@ async def _pins(desk: Desk, words: str) -> None:
 
 async def _thread(desk: Desk, words: str) -> None:
     if not words:
+        shown = 0
         async for each in desk.client.threads(desk.conversation_id):
+            shown += 1
             unread = f", {each.unread_count} new" if each.unread_count else ""
             await desk.show(each.root)
-            desk.tell(f"{each.reply_count} replies{unread}: /thread #{each.root.sequence_number}")
+            desk.tell(f"{_replies(each.reply_count)}{unread}: /thread #{each.root.sequence_number}")
+        if not shown:
+            desk.tell("there are no threads")
         return
     message = await desk.message(words)
     root_id = message.thread_id if isinstance(message.thread_id, str) else message.id
@@ -126,7 +134,11 @@ async def _thread(desk: Desk, words: str) -> None:
     if replies:
         await desk.client.mark_thread_read(root_id, replies[-1].sequence_number)
     left = thread.reply_count - len(replies)
-    desk.tell(f"{thread.reply_count} replies" + (f", {left} earlier ones not shown" if left > 0 else ""))
+    desk.tell(_replies(thread.reply_count) + (f", {left} earlier ones not shown" if left > 0 else ""))
+
+
+def _replies(count: int) -> str:
+    return "1 reply" if count == 1 else f"{count} replies"
 
 
 async def _poll(desk: Desk, words: str) -> None:
@@ -138,11 +150,14 @@ async def _poll(desk: Desk, words: str) -> None:
 
 
 async def _vote(desk: Desk, words: str) -> None:
-    first, *chosen = words.split()
-    message = await desk.message(first)
-    if not all(each.isascii() and each.isdigit() and int(each) > 0 for each in chosen):
+    first, _, rest = words.partition(" ")
+    message, chosen = await desk.message(first), rest.split()
+    if not all(each.isascii() and each.isdigit() and len(each) < 10 for each in chosen):
         raise Complaint("/vote #12 1 2: the numbers of the options; none takes the vote back", ExitStatus.USAGE)
-    await desk.client.vote(message.id, [int(each) - 1 for each in chosen])
+    numbers = [int(each) for each in chosen]
+    if isinstance(message.poll, PollView) and not all(0 < each <= len(message.poll.options) for each in numbers):
+        raise Complaint(f"the options of {first} are 1 to {len(message.poll.options)}", ExitStatus.USAGE)
+    await desk.client.vote(message.id, [each - 1 for each in numbers])
 
 
 async def _votes(desk: Desk, words: str) -> None:
@@ -185,8 +200,8 @@ async def _scheduled(desk: Desk, words: str) -> None:
 async def _forward(desk: Desk, words: str) -> None:
     first, _, target = words.partition(" ")
     message = await desk.message(first)
-    conversation_id = await find_conversation(desk.client, needed(target.strip(), "to whom"))
-    await desk.client.forward(conversation_id, message)
+    target_view = await find_conversation(desk.client, needed(target.strip(), "to whom"))
+    await desk.client.forward(target_view.id, message)
     desk.tell("forwarded")
 
 
@@ -215,7 +230,7 @@ ABOUT_MESSAGES: Final = (
     Command("reply", "#N TEXT", "answer a message", _reply),
     Command("edit", "[#N] TEXT", "change a message of yours; the last one if none is named", _edit),
     Command("edits", "#N", "what it said before its edits", _history),
-    Command("delete", "[#N] [everyone]", "delete it for yourself, or for all", _delete),
+    Command("delete", "[#N] [everyone]", "delete it for yourself, or for all; your last one if none is named", _delete),
     Command("react", "#N [EMOJI]", "react, or take it back; without an emoji: who did", _react),
     Command("pin", "#N", "pin it", _pin),
     Command("unpin", "#N", "take it down", _unpin),

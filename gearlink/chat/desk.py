@@ -8,7 +8,7 @@ from typing import Final
 
 import trio
 
-from gearlink.chat.finding import Complaint, find_user
+from gearlink.chat.finding import Complaint, find_blocked, find_user
 from gearlink.chat.words import Names
 from gearlink.errors import ExitStatus
 from gearlink.sdk import Client, Unreachable
@@ -22,13 +22,17 @@ OWN_LOOKED_AT: Final = 200  # messages among which one's own last one is looked 
 
 
 class Desk:
-    """`is_quiet` keeps what commands say off the output, which is for JSON then. `presence` is who is known to be here."""
+    """`is_quiet` keeps what commands say off the output, which is for JSON then. `presence` is who is known to be here.
+    `is_direct`: it is a conversation between two."""
 
-    def __init__(self, client: Client, terminal: Terminal, conversation_id: str, *, is_quiet: bool) -> None:
+    def __init__(
+        self, client: Client, terminal: Terminal, conversation_id: str, *, is_quiet: bool, is_direct: bool
+    ) -> None:
         self.client, self.terminal, self.conversation_id = client, terminal, conversation_id
         self.names = Names(client)
         self.presence: dict[str, str] = {}
         self.is_left = False
+        self.is_direct = is_direct
         self._is_quiet = is_quiet
 
     @property
@@ -48,7 +52,7 @@ class Desk:
     async def message(self, word: str) -> MessageView:
         """The message that `#12` means. Raises Complaint."""
         if not (found := _NUMBER.fullmatch(word)):
-            raise Complaint("say which message: #12", ExitStatus.USAGE)
+            raise Complaint("say which message, such as #12", ExitStatus.USAGE)
         number = int(found[1])
         page: list[MessageView] = await anext(
             self.client.history(self.conversation_id, after=max(number - 1, 0), limit=1), []
@@ -63,7 +67,7 @@ class Desk:
         for message in await anext(self.client.history(self.conversation_id, limit=OWN_LOOKED_AT), []):
             if message.sender_id == self.me and message.kind != "system" and not isinstance(message.deleted_at, str):
                 return message
-        raise Complaint("you wrote nothing here lately: say which message, #12")
+        raise Complaint("you wrote nothing here lately: say which message, such as #12")
 
     async def named_or_last(self, words: str) -> tuple[MessageView, str]:
         """The message that the first word names, or one's own last one; and the words behind."""
@@ -96,6 +100,10 @@ class Desk:
     async def person(self, word: str) -> str:
         """The id of whom a word means. Raises Complaint."""
         return (await find_user(self.client, word)).id
+
+    async def blocked(self, words: str) -> list[str]:
+        """The ids of those whom one has blocked and the words mean. Raises Complaint."""
+        return [(await find_blocked(self.client, word)).id for word in words.split()]
 
     async def people(self, words: str) -> list[str]:
         """The ids of one or more. Raises Complaint."""

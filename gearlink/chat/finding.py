@@ -10,7 +10,7 @@ from typing import Final
 from gearlink import views
 from gearlink.errors import ExitStatus
 from gearlink.sdk import Client
-from gearlink.views import User
+from gearlink.views import ConversationView, User
 
 REFUSED: Final = 1
 INTERRUPTED: Final = 128 + signal.SIGINT
@@ -42,16 +42,26 @@ async def find_user(client: Client, who: str) -> User:
     return user
 
 
-async def find_conversation(client: Client, target: str) -> str:
+async def find_blocked(client: Client, who: str) -> User:
+    """Whom of those that one has blocked `who` means, by id or @username: they are not found otherwise, and not by
+    their numbers. Raises Complaint."""
+    async for each in client.blocks():
+        handle = f"@{each.user.username}" if each.user.username else None
+        if who.lower() in (each.user.id, handle):
+            return each.user
+    raise Complaint(f"you have not blocked {who}, as far as can be told: take the id from `gearlink chat block`")
+
+
+async def find_conversation(client: Client, target: str) -> ConversationView:
     """The conversation that `target` means; the direct one is opened if there is none. Raises Complaint."""
     if _CONVERSATION.fullmatch(target):
-        return (await client.conversation(target)).id
+        return await client.conversation(target)
     if not target.startswith(("@", "+")):
         raise Complaint("WHO is +15551230002, @username or the id of a conversation", ExitStatus.USAGE)
     user = await find_user(client, target)
     if user.id == client.state.user_id:
         raise Complaint("that is you")
-    return (await client.create_conversation("direct", [user.id])).id
+    return await client.create_conversation("direct", [user.id])
 
 
 def phone_number(text: str) -> str:

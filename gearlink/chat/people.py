@@ -8,7 +8,7 @@ import json
 
 import msgspec
 
-from gearlink.chat.finding import Complaint, find_conversation, find_user, phone_number
+from gearlink.chat.finding import Complaint, find_blocked, find_conversation, find_user, phone_number
 from gearlink.chat.words import Names, local_time, name_of
 from gearlink.errors import ExitStatus
 from gearlink.sdk import Client
@@ -57,9 +57,9 @@ async def block(options: argparse.Namespace, client: Client, terminal: Terminal)
 
 
 async def unblock(options: argparse.Namespace, client: Client, terminal: Terminal) -> int:
-    """`unblock WHO…`. Whom one has blocked is not found by name any more, so their ids are taken, too."""
+    """`unblock WHO…`. Whom one has blocked is found in the list of them alone."""
     for who in options.who:
-        user = await find_user(client, who)
+        user = await find_blocked(client, who)
         await client.unblock(user.id)
         terminal.say(f"{name_of(user)} is not blocked")
     return ExitStatus.OK
@@ -112,7 +112,7 @@ async def join(options: argparse.Namespace, client: Client, terminal: Terminal) 
 async def members(options: argparse.Namespace, client: Client, terminal: Terminal) -> int:
     """`members WHO`."""
     names = Names(client)
-    async for member in client.members(await find_conversation(client, options.target)):
+    async for member in client.members((await find_conversation(client, options.target)).id):
         terminal.say(f"{member.user_id}  {await names.of(member.user_id)}  {member.role}")
     return ExitStatus.OK
 

@@ -48,8 +48,12 @@ async def _ban(desk: Desk, words: str) -> None:
         for user_id in await desk.people(words):
             await desk.client.ban(desk.conversation_id, user_id)
         return
+    shown = 0
     async for each in desk.client.bans(desk.conversation_id):
+        shown += 1
         desk.tell(f"{await desk.names.of(each.user_id)}, banned by {await desk.names.of(each.banned_by)}")
+    if not shown:
+        desk.tell("nobody is banned")
 
 
 async def _unban(desk: Desk, words: str) -> None:
@@ -76,21 +80,19 @@ async def _leave(desk: Desk, words: str) -> None:
 
 
 async def _block(desk: Desk, words: str) -> None:
-    for user_id in await _meant(desk, words):
+    for user_id in await (desk.people(words) if words else _other(desk)):
         await desk.client.block(user_id)
         desk.tell(f"{await desk.names.of(user_id)} is blocked; they are not told")
 
 
 async def _unblock(desk: Desk, words: str) -> None:
-    for user_id in await _meant(desk, words):
+    for user_id in await (desk.blocked(words) if words else _other(desk)):
         await desk.client.unblock(user_id)
         desk.tell(f"{await desk.names.of(user_id)} is not blocked")
 
 
-async def _meant(desk: Desk, words: str) -> list[str]:
-    """Whom the words name; without any, the other one of a conversation between two."""
-    if words:
-        return await desk.people(words)
+async def _other(desk: Desk) -> list[str]:
+    """The other one of a conversation between two. Raises Complaint elsewhere."""
     view = await desk.client.conversation(desk.conversation_id)
     members = view.members if isinstance(view.members, list) else []
     others = [each.user_id for each in members if each.user_id != desk.me]
@@ -117,6 +119,7 @@ async def _link(desk: Desk, words: str) -> None:
 
 async def _links(desk: Desk, words: str) -> None:
     verb, _, code = words.partition(" ")
+    shown = 0
     async for link in desk.client.links(desk.conversation_id):
         if verb == "revoke":
             if link.code == code:
@@ -124,12 +127,15 @@ async def _links(desk: Desk, words: str) -> None:
                 desk.tell("it leads nowhere now")
                 return
             continue
+        shown += 1
         uses = f"{link.uses} of {link.uses_max}" if link.uses_max is not None else f"{link.uses}"
         until = f", until {local_time(link.expires_at)}" if link.expires_at else ""
         asks = ", with approval" if link.needs_approval else ""
         desk.tell(f"{harmless(link.code)}  used {uses}{until}{asks}, by {await desk.names.of(link.created_by)}")
     if verb == "revoke":
         raise Complaint("there is no such link here")
+    if not shown:
+        desk.tell("there are no links: /link makes one")
 
 
 async def _requests(desk: Desk, words: str) -> None:
@@ -161,6 +167,8 @@ async def _settings(desk: Desk, words: str) -> None:
     view = await desk.client.conversation(desk.conversation_id)
     if isinstance(view.settings, SettingsView):
         desk.tell(settings_text(view.settings))
+    else:
+        desk.tell("there is nothing to set here but /timer")
 
 
 def settings_form(words: list[str]) -> calls.SettingsForm:
@@ -195,6 +203,8 @@ async def _name(desk: Desk, words: str) -> None:
 
 async def _about(desk: Desk, words: str) -> None:
     await desk.client.change_conversation(desk.conversation_id, calls.ConversationChange(description=words or None))
+    if not words:
+        desk.tell("it has no description")
 
 
 # --- for oneself -----------------------------------------------------------------------------------------------------
@@ -223,26 +233,26 @@ async def _unarchive(desk: Desk, words: str) -> None:
 
 ABOUT_ROOMS: Final = (
     Command("who", "", "members, their roles, and who is here", _who),
-    Command("add", "WHO…", "add people", _add),
-    Command("remove", "WHO…", "take people out", _remove),
-    Command("ban", "[WHO…]", "take people out and keep them out; without a name: who is", _ban),
-    Command("unban", "WHO…", "let people come in again", _unban),
-    Command("role", "WHO owner|admin|member", "give somebody another role", _role),
-    Command("link", "[DURATION] [USES] [approval]", "a link over which others come in", _link),
-    Command("links", "[revoke CODE]", "the links that there are", _links),
-    Command("requests", "", "who asks to be let in", _requests),
-    Command("approve", "WHO…", "let them in", _approve),
-    Command("decline", "WHO…", "do not let them in", _decline),
+    Command("add", "WHO…", "add people", _add, in_direct=False),
+    Command("remove", "WHO…", "take people out", _remove, in_direct=False),
+    Command("ban", "[WHO…]", "take people out and keep them out; without a name: who is", _ban, in_direct=False),
+    Command("unban", "WHO…", "let people come in again", _unban, in_direct=False),
+    Command("role", "WHO owner|admin|member", "give somebody another role", _role, in_direct=False),
+    Command("link", "[DURATION] [USES] [approval]", "a link over which others come in", _link, in_direct=False),
+    Command("links", "[revoke CODE]", "the links that there are", _links, in_direct=False),
+    Command("requests", "", "who asks to be let in", _requests, in_direct=False),
+    Command("approve", "WHO…", "let them in", _approve, in_direct=False),
+    Command("decline", "WHO…", "do not let them in", _decline, in_direct=False),
     Command("settings", "[KEY=VALUE…]", "who may do what here", _settings),
     Command("timer", "DURATION", "how long messages stay: 7d, or off", _timer),
-    Command("name", "TEXT", "call the conversation something else", _name),
-    Command("about", "[TEXT]", "describe it", _about),
+    Command("name", "TEXT", "call the conversation something else", _name, in_direct=False),
+    Command("about", "[TEXT]", "describe it", _about, in_direct=False),
     Command("mute", "DURATION", "for yourself: no notice of it for so long", _mute),
     Command("unmute", "", "notice it again", _unmute),
     Command("archive", "", "for yourself: put it away", _archive),
     Command("unarchive", "", "take it out again", _unarchive),
     Command("leave", "", "leave the conversation", _leave),
     Command("block", "[WHO…]", "hear no more of somebody; they are not told", _block),
-    Command("unblock", "[WHO…]", "hear of them again", _unblock),
+    Command("unblock", "[WHO…]", "lift the block; WHO is an id or @username from `gearlink chat block`", _unblock),
 )
 COMMANDS: Final = {command.name: command for command in (*ABOUT_MESSAGES, *ABOUT_ROOMS)}

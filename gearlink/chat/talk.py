@@ -19,6 +19,7 @@ from gearlink import protocol
 from gearlink.chat.commands import run_command, show_draft
 from gearlink.chat.desk import Desk
 from gearlink.chat.finding import INTERRUPTED, Complaint, find_conversation
+from gearlink.chat.refusals import refusal_line
 from gearlink.chat.rooms import COMMANDS
 from gearlink.errors import ExitStatus
 from gearlink.sdk import Client, Refused, Unreachable
@@ -27,13 +28,12 @@ from gearlink.views import ConversationView, MessageView
 
 OWN_REMEMBERED_MAX: Final = 1000
 WATCHED_MAX: Final = 50  # of a large group nobody reads who comes and goes
-NOT_SHOWN: Final = (protocol.MessageDelivered, protocol.MessageRead, protocol.Typing, protocol.Presence)
+NOT_OF_THE_LOG: Final = (protocol.MessageDelivered, protocol.MessageRead, protocol.ThreadWasRead)  # but with a number
 
 
 async def talk(options: argparse.Namespace, client: Client, terminal: Terminal) -> int:
     """Talks until the input ends, and with `--follow` until a signal."""
-    conversation_id = await find_conversation(client, options.target)
-    table = Talk(options, client, terminal, conversation_id)
+    table = Talk(options, client, terminal, await find_conversation(client, options.target))
     await table.show_past(options.last)
     status: int = ExitStatus.OK
 
@@ -60,27 +60,28 @@ async def talk(options: argparse.Namespace, client: Client, terminal: Terminal) 
 class Talk:
     """One conversation on the screen."""
 
-    def __init__(self, options: argparse.Namespace, client: Client, terminal: Terminal, conversation_id: str) -> None:
+    def __init__(self, options: argparse.Namespace, client: Client, terminal: Terminal, view: ConversationView) -> None:
         self._json: bool = options.json
         self._takes_commands: bool = terminal.interactive or options.commands
-        self._client, self._terminal, self._conversation_id = client, terminal, conversation_id
-        self.desk = Desk(client, terminal, conversation_id, is_quiet=options.json)
+        self._client, self._terminal, self._view, self._conversation_id = client, terminal, view, view.id
+        self._is_direct = view.type == "direct"
+        self.desk = Desk(client, terminal, view.id, is_quiet=options.json, is_direct=self._is_direct)
         self._names = self.desk.names
         self._was_offline = False
         self._marks_read = terminal.interactive or options.follow  # else nobody is there who reads
         self._shown = 0  # up to this number everything is on the screen
         self._own: dict[int, None] = {}  # numbers of messages from here whose marks are still of interest
         self._marks = {"delivered": 0, "read": 0}
-        self._is_direct = False
+        self._is_catching_up = True
 
     async def show_past(self, count: int) -> None:
-        """The last messages, oldest first."""
+        """The last messages, oldest first. They stand there with all that became of them, so nothing up to here, and up
+        to where the log was before they were asked for, is told once more."""
         pages = self._client.history(self._conversation_id, limit=max(count, 1))
         newest: list[MessageView] = await anext(pages, [])
         for message in reversed(newest[:count]):
             await self._show(message)
-        if newest:
-            self._shown = newest[0].sequence_number
+        self._shown = max(self._view.sequence_number, newest[0].sequence_number if newest else 0)
 
     async def begin(self) -> None:
         """For a person: what they had begun to write, and whether the others are here. Nothing that has to be known."""
@@ -88,12 +89,10 @@ class Talk:
             return
         with suppress(Refused, Unreachable):
             await show_draft(self.desk)
-            view = await self._client.conversation(self._conversation_id)
-            self._is_direct = view.type == "direct"
-            self._watch(view)
+        self._watch()
 
-    def _watch(self, view: ConversationView) -> None:
-        members = view.members if isinstance(view.members, list) else []
+    def _watch(self) -> None:
+        members = self._view.members if isinstance(self._view.members, list) else []
         others = [each.user_id for each in members if each.user_id != self.desk.me]
         if 0 < len(others) <= WATCHED_MAX:
             self._client.watch(others)
@@ -104,12 +103,24 @@ class Talk:
         """Shows what happens here until the connection ends. Raises Complaint when the conversation does."""
         self._seen(self._shown)
         async for event in self._client.events():
+            if isinstance(event, protocol.SyncDone):
+                self._is_catching_up = False
+            if self._is_old(event):
+                continue
             if isinstance(event, protocol.MessageNew):
                 await self._show_new(event.message)
             elif _place(event) in (None, self._conversation_id):
                 await self._show_event(event)
             if self._is_end(event) and not self.desk.is_left:
                 raise Complaint("you are not in this conversation any more, or it was deleted")
+
+    def _is_old(self, event: msgspec.Struct) -> bool:
+        """Whether the screen shows already what this tells. What was deleted for oneself alone has no number, and is told
+        again to a device that was away."""
+        if isinstance(event, protocol.MessageDeleted) and not event.for_everyone:
+            return self._is_catching_up
+        number = _number(event)
+        return number is not None and _place(event) == self._conversation_id and number <= self._shown
 
     def _is_end(self, event: object) -> bool:
         if isinstance(event, protocol.ConversationDeleted):
@@ -140,8 +151,8 @@ class Talk:
             case _:
                 if (words := await self._names.event(event)) is not None:
                     self.desk.tell(words)
-        if isinstance(sequence := getattr(event, "sequence_number", None), int) and not isinstance(event, NOT_SHOWN):
-            self._seen(sequence)
+        if (number := _number(event)) is not None:
+            self._seen(number)
 
     async def _note_presence(self, event: protocol.Presence) -> None:
         before = self.desk.presence.get(event.user_id)
@@ -202,7 +213,7 @@ class Talk:
         except (Refused, Unreachable, Complaint) as trouble:
             if not self._terminal.interactive or (isinstance(trouble, Refused) and trouble.status == 401):
                 raise
-            line = str(trouble) if isinstance(trouble, Complaint) else trouble.detail
+            line = refusal_line(trouble) if isinstance(trouble, Refused) else str(trouble)
             self._terminal.complain(f"-- {what}{harmless(line)}")
 
     async def _send(self, line: str) -> None:
@@ -231,6 +242,7 @@ class Talk:
     def tell_connection(self, online: bool, reason: str) -> None:
         """Says when the connection goes and comes."""
         if not online:
+            self._is_catching_up = True
             self._terminal.complain(f"-- offline: {harmless(reason)}; trying again")
         elif self._was_offline:
             self._terminal.complain("-- online again")
@@ -239,6 +251,12 @@ class Talk:
     def _print_json(self, event: msgspec.Struct) -> None:
         # Through json, because it escapes everything beyond ASCII: some terminals obey characters above it.
         self._terminal.say(json.dumps(msgspec.to_builtins(event)))
+
+
+def _number(event: object) -> int | None:
+    """The number that an event other than a message has in the log of its conversation."""
+    number = getattr(event, "sequence_number", None)
+    return number if isinstance(number, int) and not isinstance(event, NOT_OF_THE_LOG) else None
 
 
 def _place(event: object) -> str | None:

@@ -210,5 +210,5 @@ def _example(entry: Entry) -> Json:
         "correlationId": "019a0f3e-7c00-7000-8000-000000000000",
     }
     if entry is errors.INVALID_REQUEST:
-        example["errors"] = [{"path": "name", "message": "Expected `str` of length >= 1"}]
+        example["errors"] = [{"path": "name", "message": "length at least 1"}]
     return example

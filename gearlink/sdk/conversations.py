@@ -72,7 +72,7 @@ class Conversations(Exchange):
         await self.call("DELETE", _path(conversation_id), None)
 
     async def set_conversation_avatar(self, conversation_id: str, picture: bytes, media_type: str) -> str:
-        """Makes this PNG or JPEG the picture of a group or channel; the path where it can be fetched."""
+        """Makes this PNG, JPEG or WebP the picture of a group or channel; the path where it can be fetched."""
         path = _path(conversation_id, "avatar")
         return (await self.call("PUT", path, calls.AvatarSet, picture, media_type=media_type)).avatar_url
 

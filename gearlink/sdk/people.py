@@ -117,7 +117,7 @@ class People(Exchange):
         return await self.call("PATCH", "/users/me", User, form)
 
     async def set_avatar(self, picture: bytes, media_type: str) -> str:
-        """Makes this PNG or JPEG one's own picture; the path where it can be fetched. Raises Refused `too-large`,
+        """Makes this PNG, JPEG or WebP one's own picture; the path where it can be fetched. Raises Refused `too-large`,
         `unsupported-media-type`, `invalid-request`."""
         answer = await self.call("PUT", "/users/me/avatar", calls.AvatarSet, picture, media_type=media_type)
         return answer.avatar_url
