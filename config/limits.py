@@ -9,6 +9,11 @@ from typing import Final
 
 # --- protocol: what a client may send -------------------------------------------------------------------------------
 CONTENT_BYTES_MAX: Final = 16 * 1024  # protocol page: `content` is 16 KiB at most, counted in UTF-8
+CIPHERTEXT_BYTES_MAX: Final = (
+    90 * 1024
+)  # of one body: a letter of the largest content, escaped fivefold; 120 KiB of text
+ENVELOPES_MAX: Final = 2000  # of one message; how many fit, the size of a frame or body says
+KEY_ID_CHARS_MAX: Final = 64  # of a sender key
 CONTENT_DEPTH_MAX: Final = 8  # of content that is JSON: the levels of its objects and lists
 TEMP_ID_CHARS_MAX: Final = 128
 REF_CHARS_MAX: Final = 128
@@ -86,7 +91,30 @@ KEY_UPLOADS_PER_HOUR: Final = 120  # of one device
 IDENTITY_CHANGES_PER_DAY: Final = 10  # of one user; each is told to many
 IDENTITY_TOLD_CONVERSATIONS_MAX: Final = 500  # whose members are told of it, and looked through to find them
 IDENTITY_TOLD_MEMBERS_MAX: Final = 256  # in larger ones nobody is told: who sends there is refused and asks anew
-KEY_CLAIM_TARGETS_MIN: Final = 5  # whom a caller's budget is for: one person gets no more than a share of it
+DEVICE_LIST_USERS_MAX: Final = 10_000  # whose devices are kept in memory, some KB each
+DEVICE_LIST_PLACES_MAX: Final = 50_000  # members, together, of the conversations whose device lists are kept in memory
+DEVICE_LIST_USERS_PER_STEP: Final = 100  # read in one change
+KEY_CLAIM_TARGETS_MIN: Final = 25  # whom a caller's budget is for: one person gets no more than a share of it
+KEY_CLAIMS_OF_ONE_MIN: Final = (
+    40  # an hour, of one person, where the whole budget allows it: for all devices they may have
+)
+
+# --- end-to-end encryption: what the server keeps and cannot read -----------------------------------------------------
+E2EE_MEMBERS_MAX: Final = 1000  # of an encrypted group or channel: what is sent there is given to each of their devices
+ROSTER_STATEMENT_BYTES_MAX: Final = 128 * 1024  # one statement can name all members
+ROSTER_CHANGES_MAX: Final = E2EE_MEMBERS_MAX  # in one statement
+ROSTER_STATEMENTS_MAX: Final = 50_000  # of one conversation
+ROSTER_BYTES_MAX: Final = 32 * 1024 * 1024  # of all of them together
+ROSTER_PAGE_BYTES_MAX: Final = 512 * 1024  # of statements; an answer over it takes no further ones
+ARCHIVES_PER_USER_MAX: Final = 8
+ARCHIVE_CHUNK_BYTES_MAX: Final = 192 * 1024 + 1024  # what a client packs into one, and what sealing and packing add
+ARCHIVE_CHUNKS_MAX: Final = 100_000  # of one archive
+ARCHIVE_WRITES_PER_MINUTE: Final = 600  # of one user
+ARCHIVE_CHUNKS_PER_STEP: Final = 500  # erased in one change
+TRANSFER_DAYS: Final = 7  # how long a new device has to fetch the history that another one put there
+DECRYPTION_REPORTS_PER_HOUR: Final = 12  # of one device
+DECRYPTION_COUNT_MAX: Final = 100_000  # of one reason in one report
+LARGE_ROWS_PER_STEP: Final = 20  # records of up to ROSTER_STATEMENT_BYTES_MAX that are read to be erased in one change
 
 # --- sockets ---------------------------------------------------------------------------------------------------------
 HEAD_SECONDS_MAX: Final = 10.0  # TLS handshake and request head together
@@ -139,6 +167,9 @@ SMS_SECONDS_MAX: Final = 20.0
 SMS_QUEUE_MAX: Final = 256
 ERASED_ROWS_MAX: Final = 100  # reactions, and votes, that go at once with their message; a timer takes the others
 EXPIRED_PER_CHANGE_MAX: Final = 20  # messages that disappear in one change
+ENVELOPES_ERASED_MAX: Final = 1000  # in one change; what is left of them falls to a later one
+CIPHERTEXT_SECONDS: Final = 3.0  # after an acknowledgement, before what everybody has is dropped
+CIPHERTEXT_ENTRIES_PER_STEP: Final = 100
 TIMER_SECONDS: Final = 1.0  # how late what is due may be
 TIMER_ROWS_PER_STEP: Final = 200
 TIMER_RETRY_SECONDS: Final = 60.0  # when what failed is tried again
@@ -147,11 +178,18 @@ SWEEP_ROWS_PER_STEP: Final = 500
 
 assert PAGE_DEFAULT <= PAGE_MAX <= SYNC_PAGE_EVENTS <= SYNC_FIRST_EVENTS_MAX
 assert SYNC_ANSWER_BYTES_MAX > CONTENT_BYTES_MAX * 6, "one message, every character escaped"
+assert CIPHERTEXT_BYTES_MAX >= 5 * CONTENT_BYTES_MAX, "a letter of the largest content, escaped once and in a resend"
+assert SYNC_ANSWER_BYTES_MAX > 4 * (-(-CIPHERTEXT_BYTES_MAX // 3)), "one body"
 assert UNREAD_COUNT_MAX < UNREAD_SCAN_EVENTS_MAX
 assert SYNC_PAGE_EVENTS <= UNREAD_SCAN_EVENTS_MAX
 assert 2 * ERASED_ROWS_MAX * EXPIRED_PER_CHANGE_MAX <= 5000, "one change may not hold the loop for 50 ms"
+assert E2EE_MEMBERS_MAX <= DEVICE_LIST_USERS_MAX, "the devices of one conversation fit"
+assert E2EE_MEMBERS_MAX <= DEVICE_LIST_PLACES_MAX
 assert 0 < ONE_TIME_KEYS_LOW < ONE_TIME_KEYS_MAX
 assert ONE_TIME_KEYS_MAX <= SWEEP_ROWS_PER_STEP, "those of one device go in one change"
+assert ROSTER_STATEMENT_BYTES_MAX >= 128 * ROSTER_CHANGES_MAX, "a change takes some 125 bytes, and a head 500"
+assert ROSTER_STATEMENT_BYTES_MAX <= ROSTER_PAGE_BYTES_MAX < ROSTER_BYTES_MAX
+assert ARCHIVE_CHUNKS_PER_STEP <= SWEEP_ROWS_PER_STEP
 assert STAFF_TOLD_MAX <= STAFF_SCAN_MEMBERS_MAX
 assert BATCH_CHANGES_MAX <= WRITE_QUEUE_MAX
 assert BATCH_SECONDS_MAX < 0.05, "no batch may hold the loop for longer, but by its last change"

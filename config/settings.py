@@ -264,9 +264,9 @@ class Limits:
         low=1, high=1_000_000, reloadable=True,
     )
     key_claims_per_hour: int = knob(
-        200,
-        """One-time pre-keys that one user may claim in an hour, to open encrypted sessions; a fifth of that from any
-        one person. It keeps users from using up the keys of others. 0 means no limit.""",
+        1000,
+        """One-time pre-keys that one user may claim in an hour, to open encrypted sessions; of any one person a
+        twenty-fifth of that, but 40 at least. It keeps users from using up the keys of others. 0 means no limit.""",
         unit="an hour", low=0, high=1_000_000, reloadable=True,
     )
     discoveries_per_hour: int = knob(
@@ -279,6 +279,12 @@ class Limits:
         10_000,
         """Members that a group or channel may have. Who is already in stays when this is lowered.""",
         low=2, high=100_000, reloadable=True,
+    )
+    archive_mib: int = knob(
+        256,
+        """What one user may keep here encrypted: backups of keys and history, and history on its way to a new device. The
+        server cannot read it. What is there already stays when this is lowered. 0 means that no archives are kept.""",
+        unit="MiB", low=0, high=1024 * 1024, reloadable=True,
     )
     outbox_kib: int = knob(
         1024,
@@ -297,6 +303,19 @@ class Limits:
         size (16 KiB) takes up to 96 KiB when a client escapes its characters, and the first frame of a client with 2000
         conversations up to 116 KiB: below that some are refused what the protocol allows.""",
         unit="KiB", low=32, high=1024,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """How long the server keeps what it is not asked to keep for ever."""
+
+    ciphertext_days: int = knob(
+        60,
+        """How long the ciphertext of an end-to-end encrypted message waits for devices that do not fetch it. It goes as
+        soon as all of them have it; after this time it goes anyway, and a device that comes later has to ask the sender
+        for it. That the message was sent remains.""",
+        unit="days", low=1, high=3650, reloadable=True,
     )
 
 
@@ -346,6 +365,7 @@ class Settings:
     auth: Auth = field(default_factory=Auth)
     verification: Verification = field(default_factory=Verification)
     limits: Limits = field(default_factory=Limits)
+    retention: Retention = field(default_factory=Retention)
     websocket: WebSocket = field(default_factory=WebSocket)
     logging: Logging = field(default_factory=Logging)
     metrics: Metrics = field(default_factory=Metrics)

@@ -21,6 +21,8 @@ from config.settings import Settings
 from gearlink import admission, journal, views
 from gearlink.calls import RefreshForm, SignedIn, TokenPair, VerifyConfirm
 from gearlink.clock import DAY, Clock, Milliseconds, new_id, rfc3339
+from gearlink.device_lists import DeviceLists, Turn
+from gearlink.device_news import tell
 from gearlink.errors import (
     INVALID_REFRESH_TOKEN,
     INVALID_REQUEST,
@@ -66,8 +68,9 @@ class Accounts:
         metrics: journal.Metrics,
         tokens: Tokens,
         verification: Verification,
+        lists: DeviceLists,
     ) -> None:
-        self._store, self._clock, self._metrics = store, clock, metrics
+        self._store, self._clock, self._metrics, self._lists = store, clock, metrics, lists
         self._tokens, self._verification = tokens, verification
         self._refresh_ttl = settings.auth.refresh_token_days * DAY
         self.reload(settings)
@@ -91,7 +94,7 @@ class Accounts:
         await self._tokens.ready()
         now, session_id, refresh_token = self._clock.now(), new_id(), _fresh_refresh_token()
 
-        async def change(tx: Transaction) -> tuple[Account, Device, bool, bool] | None:
+        async def change(tx: Transaction) -> tuple[Account, Device, Turn, bool, bool] | None:
             number = await self._verification.prove(tx, form.verification_id, form.code)
             if number is None:
                 return None  # not raised: the try that it took has to be written
@@ -99,14 +102,16 @@ class Accounts:
             was_deleted = bool(account.deleted_at)
             account = admission.readmit(tx, account, form.restore_account, now)
             named = replace(form.device, name=name)
-            device = await admission.open_session(tx, account, named, session_id, now, self._refresh_ttl)
+            async with self._lists.altering(tx, account.user_id) as turn:
+                device = await admission.open_session(tx, account, named, session_id, now, self._refresh_ttl)
             admission.put_refresh_token(tx, refresh_token, device, now, self._refresh_ttl)
-            return account, device, is_new, was_deleted
+            return account, device, turn, is_new, was_deleted
 
         entered = await self._store.write(change)
         if entered is None:
             raise Refusal(WRONG_CODE)
-        account, device, is_new, was_deleted = entered
+        account, device, turn, is_new, was_deleted = entered
+        await tell(self._store, turn)
         if was_deleted:
             self._audit("account-restored", user_id=account.user_id, by=account.user_id)
         if is_new:
@@ -128,10 +133,17 @@ class Accounts:
         await self._tokens.ready()
         now, fresh = self._clock.now(), _fresh_refresh_token()
 
-        async def change(tx: Transaction) -> Device | RefreshToken | None:
-            return await admission.rotate_refresh_token(tx, form.refresh_token, fresh, now, self._refresh_ttl)
+        async def change(tx: Transaction) -> tuple[Device | RefreshToken | None, Turn | None]:
+            shown = await admission.rotate_refresh_token(tx, form.refresh_token, fresh, now, self._refresh_ttl)
+            if not isinstance(shown, RefreshToken):
+                return shown, None
+            async with self._lists.altering(tx, shown.user_id) as turn:
+                await admission.end_session_of(tx, shown)
+            return shown, turn
 
-        found = await self._store.write(change)
+        found, turn = await self._store.write(change)
+        if turn is not None:
+            await tell(self._store, turn)
         if isinstance(found, RefreshToken):
             self._audit("refresh-token-reuse", level="warning", user_id=found.user_id, device_id=found.device_id)
         if not isinstance(found, Device):
@@ -171,12 +183,15 @@ class Accounts:
     async def logout(self, actor: Actor) -> None:
         """Ends the session: its tokens and sockets. The device stays, signed out."""
 
-        async def change(tx: Transaction) -> None:
+        async def change(tx: Transaction) -> Turn:
             device = await tx.get(Device, actor.user_id, actor.device_id)
-            if device is not None and device.session_id == actor.session_id:
+            if device is None or device.session_id != actor.session_id:
+                return Turn(actor.user_id)
+            async with self._lists.altering(tx, actor.user_id) as turn:
                 admission.end_session(tx, device)
+            return turn
 
-        await self._store.write(change)
+        await tell(self._store, await self._store.write(change))
 
     async def devices(self, actor: Actor) -> Page[views.Device]:
         """The caller's devices, oldest first, all on one page."""
@@ -187,14 +202,17 @@ class Accounts:
         """Forgets a device of the caller and ends its session. Raises Refusal `not-found`, also if it is not theirs."""
         require_id(device_id)
 
-        async def change(tx: Transaction) -> None:
+        async def change(tx: Transaction) -> Turn:
             device = await tx.get(Device, actor.user_id, device_id)
             if device is None:
                 raise Refusal(NOT_FOUND)
-            await admission.remove_device(tx, device)
+            async with self._lists.altering(tx, actor.user_id) as turn:
+                await admission.remove_device(tx, device)
+            return turn
 
-        await self._store.write(change)
+        turn = await self._store.write(change)
         self._audit("device-removed", user_id=actor.user_id, device_id=device_id, by=actor.user_id)
+        await tell(self._store, turn)
 
     # --- operators ----------------------------------------------------------------------------------------------------
 

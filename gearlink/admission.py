@@ -1,7 +1,8 @@
 """The steps by which somebody gets in and out, inside a change of the store: accounts, invites, devices, sessions.
 
 Every function is given the transaction and the time, and either does its step whole or raises a Refusal, so that
-nothing of the change is written. Who calls `admit` has made sure that the number is theirs. What a token looks like,
+nothing of the change is written. What opens or ends a session, or removes a device, is called within
+`DeviceLists.altering`. Who calls `admit` has made sure that the number is theirs. What a token looks like,
 who may call, and what is told to the outside is not known here.
 """
 
@@ -16,6 +17,7 @@ from config import limits
 from config.settings import Registration
 from gearlink import views
 from gearlink.calls import DeviceForm
+from gearlink.ciphertexts import note_removed
 from gearlink.clock import Milliseconds, new_id, rfc3339
 from gearlink.errors import (
     ACCOUNT_DELETED,
@@ -35,6 +37,7 @@ from storage.records import (
     DeviceKeys,
     DeviceOwner,
     Due,
+    Introduced,
     Invite,
     Membership,
     OneTimePreKey,
@@ -49,6 +52,7 @@ ERASE_ACCOUNT: Final = "erase-account"
 
 _ID: Final = re.compile(views.UUID_PATTERN)
 _MEMBERSHIPS_MAX: Final = 10_000  # whose delivered marks go with a device
+_INTRODUCED_MAX: Final = 10_000  # devices of others that were given its keys
 # Crockford's base 32: no letter looks like another one. 20 of them are 100 bits.
 _INVITE_ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _INVITE_LOOKALIKES: Final = str.maketrans("OIL", "011", "- ")
@@ -194,13 +198,16 @@ async def _make_room(tx: Transaction, user_id: str, now: Milliseconds, refresh_t
 
 
 async def remove_device(tx: Transaction, device: Device) -> None:
-    """Forgets the device with its keys and delivered marks, and ends its session."""
+    """Forgets the device with its keys and delivered marks, what waits for it, and ends its session."""
     for place in await tx.scan(Membership, device.user_id, limit=_MEMBERSHIPS_MAX):
         if await tx.get(Delivery, place.conversation_id, device.user_id, device.device_id):
             tx.delete(Delivery, place.conversation_id, device.user_id, device.device_id)
     await forget_one_time_keys(tx, device.user_id, device.device_id)
+    for each in await tx.scan(Introduced, device.device_id, limit=_INTRODUCED_MAX):
+        tx.delete(Introduced, device.device_id, each.by_device_id)
     tx.delete(DeviceKeys, device.user_id, device.device_id)
     tx.delete(Device, device.user_id, device.device_id)
+    note_removed(tx, device)
     tx.announce(SessionEnded(device.user_id, device.device_id))
     tx.announce(DeviceRemoved(device.user_id, device.device_id))
 
@@ -237,19 +244,15 @@ async def rotate_refresh_token(
 ) -> Device | RefreshToken | None:
     """Uses up `old` and puts `fresh` in its place: the device whose session goes on.
 
-    The `RefreshToken` itself if it was used before; its session is then ended, if that is still the device's. None if
-    it is unknown, expired, or of a session that ended. Nothing is raised: what happened has to be written.
+    The `RefreshToken` itself if it was used before; its session has to end then (`end_session_of`). None if it is unknown,
+    expired, or of a session that ended. Nothing is raised: what happened has to be written.
     """
     shown = await tx.get(RefreshToken, _hash(old))
     if shown is None or shown.expires_at <= now:
         return None
-    device = await tx.get(Device, shown.user_id, shown.device_id)
-    if device is not None and device.session_id != shown.session_id:
-        device = None  # it is signed out, or lives in another session, which a token of this one cannot touch
     if shown.used:
-        if device is not None:
-            end_session(tx, device)
         return shown
+    device = await _device_of(tx, shown)
     if device is None:
         return None
     device = replace(device, last_seen_at=now)
@@ -257,6 +260,18 @@ async def rotate_refresh_token(
     tx.put(replace(shown, used=True))
     put_refresh_token(tx, fresh, device, now, refresh_ttl)
     return device
+
+
+async def end_session_of(tx: Transaction, token: RefreshToken) -> None:
+    """Ends the session of a token that was seen again, if it is still the device's."""
+    if device := await _device_of(tx, token):
+        end_session(tx, device)
+
+
+async def _device_of(tx: Transaction, token: RefreshToken) -> Device | None:
+    """None if it is signed out, or lives in another session, which a token of this one cannot touch."""
+    device = await tx.get(Device, token.user_id, token.device_id)
+    return device if device is not None and device.session_id == token.session_id else None
 
 
 def _hash(token: str) -> bytes:

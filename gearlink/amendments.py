@@ -14,6 +14,7 @@ from config.settings import Settings
 from gearlink import contents
 from gearlink.accounts import Actor
 from gearlink.calls import EditForm
+from gearlink.ciphertexts import forget_message
 from gearlink.clock import Clock, Milliseconds, new_id, rfc3339
 from gearlink.cursors import decode_sequence, encode_cursor
 from gearlink.errors import FORBIDDEN, MESSAGE_DELETED, MUST_BE_ENCRYPTED, TOO_LATE, TOO_MANY, Refusal, invalid
@@ -201,7 +202,7 @@ class Amendments:
         entries = [await self._store.get(LogEntry, conversation_id, each.sequence) for each in found[:limit]]
         there = [entry for entry in entries if entry is not None]
         items = [
-            await shown(self._store, entry, member, now)
+            await shown(self._store, entry, member, now, device_id=actor.device_id)
             for entry in await still_visible(self._store, member, there, now)
         ]
         return Page(items=items, next=encode_cursor(str(found[limit - 1].sequence)) if len(found) > limit else None)
@@ -213,13 +214,14 @@ class Amendments:
 async def erase(tx: Transaction, entry: LogEntry, message: Message, now: Milliseconds) -> None:
     """Removes what hangs on the message of `entry`, which the caller then rewrites or replaces.
 
-    That is what it said before its edits, whom it mentioned, its place in a thread, its pin, and what others did to it:
-    of that at most `limits.ERASED_ROWS_MAX` of each kind; the rest falls to a `Due` "forget".
+    That is its envelopes, what it said before its edits, whom it mentioned, its place in a thread, its pin, and what
+    others did to it: of that at most `limits.ERASED_ROWS_MAX` of each kind; the rest falls to a `Due` "forget".
     """
     conversation_id, sequence = entry.conversation_id, entry.sequence
     if message.edited_at:
         for revision in await tx.scan(Revision, message.event_id, limit=limits.REVISIONS_MAX):
             tx.delete(Revision, message.event_id, revision.number)
+    forget_message(tx, entry, message)
     drop_mentions(tx, conversation_id, sequence, message.mentions)
     if message.thread_id:
         await forget_reply(tx, conversation_id, message.thread_id, sequence)

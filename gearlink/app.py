@@ -22,10 +22,13 @@ from config.settings import Settings, value_of, with_values
 from gearlink import control, journal, upkeep, ws_session
 from gearlink.accounts import Accounts
 from gearlink.amendments import Amendments
+from gearlink.archives import END_ARCHIVES, Archives
 from gearlink.avatars import Avatars
 from gearlink.broker import Broker
+from gearlink.ciphertexts import FORGET_DEVICE, FORGET_ENVELOPES, Ciphertexts
 from gearlink.clock import Clock, new_id
 from gearlink.conversations import Conversations
+from gearlink.device_lists import DeviceLists
 from gearlink.domain import Domain
 from gearlink.doorway import Doorway
 from gearlink.errors import ExitStatus, Fatal
@@ -47,6 +50,8 @@ from gearlink.pressure import Pressure
 from gearlink.profiles import Profiles
 from gearlink.reactions import Reactions
 from gearlink.receipts import Receipts
+from gearlink.reports import Reports
+from gearlink.rosters import Rosters
 from gearlink.schedule import Schedule
 from gearlink.sms import Provider
 from gearlink.standing import Standing
@@ -85,6 +90,7 @@ class House:
     pressure: Pressure
     storms: Storms
     timers: Timers
+    ciphertexts: Ciphertexts
     broker: Broker
     hub: Hub
     closing: trio.Event
@@ -113,6 +119,7 @@ class House:
         self.tls = _tls(settings)
         self.settings = settings
         self.domain.reload(settings)
+        self.ciphertexts.reload(settings)
         if self.http is not None:
             self.http.reload(settings)
         if self.listener is not None:
@@ -146,7 +153,9 @@ def furnish(settings: Settings, store: EmbeddedStore, clock: Clock, metrics: Met
     tokens = Tokens(store, clock, settings)
     pressure = Pressure(metrics, lambda: store.backlog)
     budget, storms = Budget(settings.limits), Storms(store, clock)
-    domain = _rules(settings, store, clock, metrics, sms, tokens, pressure, budget, storms)
+    device_lists = DeviceLists()
+    ciphertexts = Ciphertexts(store, clock, device_lists, settings)
+    domain = _rules(settings, store, clock, metrics, sms, tokens, pressure, budget, storms, device_lists, ciphertexts)
     broker = Broker()
     hub = Hub(
         clock,
@@ -167,7 +176,8 @@ def furnish(settings: Settings, store: EmbeddedStore, clock: Clock, metrics: Met
         budget=budget,
         pressure=pressure,
         storms=storms,
-        timers=Timers(store, clock, _steps(store, clock, domain)),
+        timers=Timers(store, clock, _steps(store, clock, domain, ciphertexts)),
+        ciphertexts=ciphertexts,
         broker=broker,
         hub=hub,
         closing=trio.Event(),
@@ -185,18 +195,21 @@ def _rules(
     pressure: Pressure,
     budget: Budget,
     storms: Storms,
+    device_lists: DeviceLists,
+    ciphertexts: Ciphertexts,
 ) -> Domain:
     verification = Verification(store, clock, settings, metrics, pressure, sms)
-    messages = Messages(store, clock, budget, pressure, metrics)
+    messages = Messages(store, clock, budget, pressure, metrics, device_lists)
     members = Members(store, clock, budget, settings.limits.group_members_max)
     return Domain(
-        accounts=Accounts(store, clock, settings, metrics, tokens, verification),
+        accounts=Accounts(store, clock, settings, metrics, tokens, verification, device_lists),
         verification=verification,
-        standing=Standing(store, clock, metrics),
+        standing=Standing(store, clock, metrics, device_lists),
         people=People(store, clock),
         profiles=Profiles(store, clock, settings),
         avatars=Avatars(store, clock),
-        keyring=Keyring(store, clock, settings),
+        keyring=Keyring(store, clock, settings, device_lists),
+        device_lists=device_lists,
         conversations=Conversations(store, clock, budget, members_max=settings.limits.group_members_max),
         members=members,
         invitations=Invitations(store, clock, members, budget),
@@ -207,12 +220,15 @@ def _rules(
         polls=Polls(store, clock, budget, storms),
         threads=Threads(store, clock),
         schedule=Schedule(store, clock, messages),
-        receipts=Receipts(store, clock, messages, pressure),
+        receipts=Receipts(store, clock, messages, pressure, acknowledged=ciphertexts.note),
         presence=Presence(store, clock, pressure),
+        rosters=Rosters(store, clock, budget),
+        archives=Archives(store, clock, settings),
+        reports=Reports(metrics),
     )
 
 
-def _steps(store: EmbeddedStore, clock: Clock, domain: Domain) -> dict[str, Step]:
+def _steps(store: EmbeddedStore, clock: Clock, domain: Domain, ciphertexts: Ciphertexts) -> dict[str, Step]:
     """What to do when something is due, by `Due.what`."""
 
     async def expire_messages(conversation_id: str, _owner_id: str, sequences: Sequence[int]) -> None:
@@ -230,12 +246,24 @@ def _steps(store: EmbeddedStore, clock: Clock, domain: Domain) -> dict[str, Step
     async def erase_account(user_id: str, _owner_id: str, _numbers: Sequence[int]) -> None:
         await domain.standing.erase(user_id)
 
+    async def forget_envelopes(conversation_id: str, _owner_id: str, sequences: Sequence[int]) -> None:
+        await ciphertexts.forget_envelopes(conversation_id, sequences)
+
+    async def forget_device(device_id: str, user_id: str, _numbers: Sequence[int]) -> None:
+        await ciphertexts.forget_device(user_id, device_id)
+
+    async def end_archives(user_id: str, _owner_id: str, _numbers: Sequence[int]) -> None:
+        await domain.archives.expire(user_id)
+
     return {
         "expire": expire_messages,
         "send": send,
         "close-poll": close_poll,
         "forget": forget,
         "erase-account": erase_account,
+        FORGET_ENVELOPES: forget_envelopes,
+        FORGET_DEVICE: forget_device,
+        END_ARCHIVES: end_archives,
     }
 
 
@@ -279,6 +307,7 @@ async def serve(
             await backstage.start(house.domain.presence.run)
             await backstage.start(house.storms.run)
             await backstage.start(house.timers.run)
+            await backstage.start(house.ciphertexts.run)
             if measures_load:
                 await backstage.start(house.pressure.run)
             await backstage.start(house.hub.flusher.run)

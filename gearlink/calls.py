@@ -1,19 +1,21 @@
 """The bodies of the REST calls: what each takes and what it answers. The things inside them are in `gearlink.protocol`."""
 
 import re
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from config import limits
-from gearlink.protocol import PollForm, Votes
+from gearlink.protocol import EncryptedForm, PollForm, Votes
 from gearlink.views import (
     Answer,
+    ArchiveKind,
     Audience,
     Content,
     ConversationType,
     ConversationView,
+    DecryptionReason,
     Description,
     Device,
     DeviceType,
@@ -30,6 +32,7 @@ from gearlink.views import (
     Role,
     SendKind,
     Sequence,
+    SilentKind,
     TempId,
     Token,
     User,
@@ -183,6 +186,13 @@ class KeysForm(Request):
     one_time_pre_keys: Annotated[list[OneTimePreKeyForm], Meta(max_length=limits.ONE_TIME_KEYS_MAX)]
 
 
+class CertificateForm(Request):
+    """`signature` is by the account key, over the device's user, id and identity key."""
+
+    account_key: KeyText
+    signature: SignatureText
+
+
 class ClaimForm(Request):
     user_id: Id
 
@@ -218,6 +228,29 @@ class ConversationChange(Request):
     settings: SettingsForm | UnsetType = UNSET
 
 
+class RosterForm(Request):
+    """`statement` is JSON as text, kept as it is; `signature` is by its signer's identity key."""
+
+    statement: Annotated[str, Meta(min_length=2, max_length=limits.ROSTER_STATEMENT_BYTES_MAX)]
+    signature: SignatureText
+
+
+class RosterPublished(Answer):
+    version: int
+
+
+class ArchiveForm(Request):
+    kind: ArchiveKind
+
+
+class DecryptionReport(Request):
+    """How many messages could not be read since the last report, by reason."""
+
+    counts: Annotated[
+        dict[DecryptionReason, Annotated[int, Meta(ge=1, le=limits.DECRYPTION_COUNT_MAX)]], Meta(min_length=1)
+    ]
+
+
 class PreferencesForm(Request):
     """What the caller sets for themselves; only the keys that are present are changed. `mutedUntil: null` ends it."""
 
@@ -249,8 +282,24 @@ class MemberChange(Request):
 
 
 class MessageForm(Request):
-    """`content` is the text, the caption, the poll's question, or the JSON of a location or contact."""
+    """Either `content` (the text, the caption, the poll's question, or the JSON of a location or contact) or `encrypted`."""
 
+    temp_id: TempId
+    content: Content | None = None
+    kind: Literal[SendKind, SilentKind] = "text"
+    reply_to_id: Id | None = None
+    mentions: Mentions | None = None
+    media_ids: MediaIds | None = None
+    forwarded_from_id: Id | None = None
+    expires_in_seconds: ExpiresIn | None = None
+    poll: PollForm | None = None
+    encrypted: EncryptedForm | None = None
+
+
+class ScheduleForm(Request):
+    """A message that goes out at `sendAt`. Nobody knows yet which devices it will be for, so it is never encrypted."""
+
+    send_at: When
     temp_id: TempId
     content: Content
     kind: SendKind = "text"
@@ -260,12 +309,6 @@ class MessageForm(Request):
     forwarded_from_id: Id | None = None
     expires_in_seconds: ExpiresIn | None = None
     poll: PollForm | None = None
-
-
-class ScheduleForm(MessageForm, kw_only=True):
-    """A message that goes out at `sendAt`."""
-
-    send_at: When
 
 
 class ScheduleChange(Request):

@@ -23,11 +23,12 @@ from gearlink.personal import personal_frame
 from gearlink.reading import read_log, told
 from gearlink.timeline import delivered_frame, read_frame
 from gearlink.views import ConversationView
-from storage.records import Conversation, Departure, Draft, Head, Hidden, LogEntry, Member, Membership
+from storage.records import Conversation, Departure, Draft, Envelope, Head, Hidden, LogEntry, Member, Membership
 from storage.store import Reads
 
 _log = logger("catchup")
 _PAGE = 500  # records that are read at once, between two checkpoints
+_PAGE_SEALED_EVENTS = limits.SYNC_PAGE_EVENTS * limits.CONTENT_BYTES_MAX // limits.CIPHERTEXT_BYTES_MAX
 _WAITING_BYTES_MAX = 32 * 1024  # of missed events, in an outbox that has to hold the live ones as well
 _LATE_MS = 60_000  # what bears an earlier time than this was durable, and told, by now
 
@@ -127,9 +128,12 @@ class CatchUp:
         if is_new:
             self._begun.add(conversation_id)
             # A device that was here before: what it has of that is not there for it any more.
-            await self._introduce(conversation, member, again=bool(cursor))
+            await self._introduce(conversation, member, again=cursor is not None)
         start = self._position(member, head, cursor, delivered)
-        position = await self._events(member, start, head.sequence)
+        if conversation_id in self.reload and conversation.encryption == "e2ee":
+            start = await self._first_readable(member, head, delivered)
+        at_once = limits.SYNC_PAGE_EVENTS if conversation.encryption == "server" else _PAGE_SEALED_EVENTS
+        position = await self._events(member, start, head.sequence, at_once)
         if not audience.stays(conversation_id):
             return False
         if not is_new and audience.wants_view(conversation_id, has_events=position > start):
@@ -141,11 +145,11 @@ class CatchUp:
         await self._hidden(member, start, position, is_new=is_new)
         return True
 
-    async def _events(self, member: Member, position: int, end: int) -> int:
-        """Tells what is in the log behind `position`; returns how far it came."""
+    async def _events(self, member: Member, position: int, end: int, at_once: int) -> int:
+        """Tells what is in the log behind `position`, so many events at once; returns how far it came."""
         audience, conversation_id = self._audience, member.conversation_id
         while audience.stays(conversation_id):
-            room = audience.room()
+            room = min(audience.room(), at_once)
             entries = await read_log(self._store, conversation_id, after=position, limit=room) if room else []
             if not entries:
                 if audience.arrive(member, position, end):
@@ -154,7 +158,8 @@ class CatchUp:
             self._look_for_holes(conversation_id, position, entries)
             position = entries[-1].sequence
             for entry in entries:
-                await audience.say(await told(self._store, entry, member, self._clock.now()))
+                now, device_id = self._clock.now(), audience.actor.device_id
+                await audience.say(await told(self._store, entry, member, now, device_id=device_id))
             await audience.taken()
         return position
 
@@ -227,8 +232,19 @@ class CatchUp:
             return head.sequence
         return member.joined_sequence
 
+    async def _first_readable(self, member: Member, head: Head, delivered: int | None) -> int:
+        """Where to go on from in an encrypted conversation that has to be read again: what devices say to one another is
+        in no history, and without it the device could not read the rest. What is left for it begins with an envelope."""
+        actor = self._audience.actor
+        known = head.sequence if delivered is None else min(delivered, head.sequence)
+        if delivered is None:
+            envelopes = await self._store.scan(Envelope, member.conversation_id, actor.device_id, limit=1)
+            known = envelopes[0].sequence - 1 if envelopes else known
+        return max(known, member.joined_sequence)
+
     async def _introduce(self, conversation: Conversation, member: Member, *, again: bool = False) -> None:
-        view = await self._conversations.seen_by(conversation, member, with_members=True)
+        device_id = self._audience.actor.device_id
+        view = await self._conversations.seen_by(conversation, member, device_id, with_members=True)
         if again:
             await self._audience.say(protocol.ConversationDeleted(conversation_id=view.id))
         await self._audience.introduce(view, again=again)

@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["chat"]:  # has a parser of its own
         return _chat(given[1:])
+    if given[:1] == ["bot"]:
+        return _bot(given[1:])
     options = _parser().parse_args(given)
     try:
         status = options.run(options)
@@ -73,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     _settings_flags(roll)
     roll.set_defaults(run=_roll_keys)
     commands.add_parser("chat", help="talk, in the terminal (see gearlink chat --help)")
+    commands.add_parser("bot", help="run an example bot that answers (see gearlink bot --help)")
     return parser
 
 
@@ -323,3 +326,9 @@ def _chat(arguments: Sequence[str]) -> int:
     from gearlink import chat
 
     return int(chat.main(arguments))
+
+
+def _bot(arguments: Sequence[str]) -> int:
+    from gearlink.chat import bot
+
+    return int(bot.main(arguments))

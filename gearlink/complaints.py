@@ -19,7 +19,7 @@ _KINDS: Final = {
     "str": "a text", "int": "a whole number", "float": "a number", "bool": "a truth value", "object": "an object",
     "array": "a list",
 }  # fmt: skip
-_CHOICES_TOLD_MAX: Final = 10
+_CHOICES_TOLD_MAX: Final = 12
 
 
 def split_validation_error(error: msgspec.ValidationError, form: Any = None) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from config import limits
+from gearlink import sealing
 from gearlink.calls import MessageForm
 from gearlink.errors import invalid
 from gearlink.protocol import PollForm, Send
@@ -27,13 +28,20 @@ class _Location(msgspec.Struct):
 
 
 def size_bytes(form: Send | MessageForm) -> int:
-    """What the message counts for in a budget of bytes: its content and the options of its poll, in UTF-8."""
+    """What the message counts for in a budget of bytes: its content and the options of its poll, in UTF-8; or its
+    ciphertext."""
+    if form.content is None:
+        return sealing.size_bytes(form)
     size = len(form.content.encode())
     return size if form.poll is None else size + sum(len(option.encode()) for option in form.poll.options)
 
 
 def check(form: Send | MessageForm, size: int) -> None:
     """Raises Refusal `invalid-request` for content that a message of this kind cannot have; `size` is `size_bytes`."""
+    if form.content is None or form.encrypted is not None or form.kind in sealing.SILENT:
+        sealing.check(form)
+        _check_media(form.media_ids or ())
+        return
     if size > limits.CONTENT_BYTES_MAX:
         check_size(form.content)
     if form.kind == "text" and form.poll is None and not form.media_ids:

@@ -16,20 +16,21 @@ from gearlink.avatars import updated_event
 from gearlink.calls import ConversationChange, ConversationForm, SettingsForm
 from gearlink.clock import Clock, new_id
 from gearlink.cursors import decode_cursor, encode_cursor, foreign_cursor
-from gearlink.errors import GROUP_FULL, REFUSED_BY_PRIVACY, Refusal, invalid
-from gearlink.members import admit, dissolve, list_of, require_accounts
+from gearlink.errors import GROUP_FULL, REFUSED_BY_PRIVACY, TOO_MANY, Refusal, invalid
+from gearlink.members import TOO_MANY_ENCRYPTED, admit, dissolve, list_of, require_accounts
 from gearlink.overview import overview
 from gearlink.people import may_add, may_talk
-from gearlink.rights import DEFAULT_SETTINGS, Right, enter, settings_of
+from gearlink.rights import DEFAULT_SETTINGS, Right, enter, has_roster, settings_of
 from gearlink.throttle import Budget
 from gearlink.views import ConversationView, Page
-from storage.events import ConversationSettings, Role
+from storage.events import ConversationSettings, Encryption, Role
 from storage.notices import Admitted
 from storage.records import Conversation, DirectPair, Head, Member, Membership
 from storage.store import Store, Transaction
 
 _MEMBERSHIPS_MAX = 100_000  # of one user, read to sort the list by activity
 _HEADS_PER_STEP = 200  # between two checkpoints
+_STAFF_INVITES = "in an end-to-end encrypted group whoever lets somebody in signs for them: owners or admins"
 _TIMER_ALONE = "a direct conversation has no settings but disappearingSeconds"
 
 
@@ -44,7 +45,7 @@ class Conversations:
     async def view(self, actor: Actor, conversation_id: str) -> ConversationView:
         """Raises Refusal `not-found`."""
         conversation, member = await enter(self._store, actor.user_id, conversation_id, Right.READ)
-        return await self.seen_by(conversation, member, with_members=True)
+        return await self.seen_by(conversation, member, actor.device_id, with_members=True)
 
     async def list(
         self, actor: Actor, limit: int, cursor: str | None, *, archived: bool | None = None
@@ -73,7 +74,8 @@ class Conversations:
             if len(items) == limit:
                 is_more = True
                 break
-            view = await self.seen_by(conversation, member, with_members=conversation.type == "direct")
+            with_members = conversation.type == "direct"
+            view = await self.seen_by(conversation, member, actor.device_id, with_members=with_members)
             items, last = (*items, view), (str(active_at), conversation_id)
         return Page(items=[*items], next=encode_cursor(*last) if is_more else None)
 
@@ -88,9 +90,12 @@ class Conversations:
                 await trio.lowlevel.checkpoint()
         return heads
 
-    async def seen_by(self, conversation: Conversation, member: Member, *, with_members: bool) -> ConversationView:
-        """The conversation as this member sees it now."""
-        return await overview(self._store, conversation, member, self._clock.now(), with_members=with_members)
+    async def seen_by(
+        self, conversation: Conversation, member: Member, device_id: str, *, with_members: bool
+    ) -> ConversationView:
+        """The conversation as this member sees it now, on this device."""
+        now = self._clock.now()
+        return await overview(self._store, conversation, member, now, with_members=with_members, device_id=device_id)
 
     # --- changing ----------------------------------------------------------------------------------------------------
 
@@ -98,7 +103,7 @@ class Conversations:
         """The conversation, and whether it is new: a second direct one with the same person is the first one.
 
         Raises Refusal `invalid-request` (a person who does not exist, a direct one without exactly one other),
-        `refused-by-privacy`, `group-full`, `rate-limited`.
+        `refused-by-privacy`, `group-full`, `too-many` for an encrypted one, `rate-limited`.
         """
         others = [user_id for user_id in list_of(form.member_ids) if user_id != actor.user_id]
         settings = _first_settings(form)
@@ -106,6 +111,9 @@ class Conversations:
             raise invalid("memberIds", "a direct conversation is with exactly one other person and has no name")
         if len(others) + 1 > self.members_max:
             raise Refusal(GROUP_FULL)
+        encryption = encryption_of(form)
+        if encryption == "e2ee" and len(others) + 1 > limits.E2EE_MEMBERS_MAX:
+            raise Refusal(TOO_MANY, TOO_MANY_ENCRYPTED)
         self._budget.check_change(actor, people=len(others))
         conversation_id, now = new_id(), self._clock.now()
 
@@ -127,7 +135,7 @@ class Conversations:
             conversation = Conversation(
                 conversation_id=conversation_id,
                 type=form.type,
-                encryption=form.encryption or "server",
+                encryption=encryption,
                 name=form.name or "",
                 description=form.description or "",
                 created_by=actor.user_id,
@@ -170,6 +178,8 @@ class Conversations:
                 description=conversation.description if form.description is UNSET else form.description or "",
             )
             if form.settings is not UNSET:
+                if has_roster(conversation) and form.settings.invite == "everyone":
+                    raise invalid("settings.invite", _STAFF_INVITES)
                 settings = _with(settings_of(conversation), form.settings)
                 if settings != settings_of(conversation):
                     changed = structs.replace(changed, settings=settings)
@@ -201,6 +211,12 @@ def _present(form: SettingsForm) -> dict[str, object]:
     return {name: value for name, value in structs.asdict(form).items() if value is not UNSET}
 
 
+def encryption_of(form: ConversationForm) -> Encryption:
+    """What was asked for. Between people nothing is readable for the server unless they say so; a channel is for many, who
+    want to search it."""
+    return form.encryption or ("server" if form.type == "channel" else "e2ee")
+
+
 def _first_settings(form: ConversationForm) -> ConversationSettings | None:
     """What was chosen at the beginning; None for what its type has anyway.
 
@@ -210,6 +226,8 @@ def _first_settings(form: ConversationForm) -> ConversationSettings | None:
         return None
     if form.type == "direct" and _present(form.settings).keys() - {"disappearing_seconds"}:
         raise invalid("settings", _TIMER_ALONE)
+    if encryption_of(form) == "e2ee" and form.settings.invite == "everyone":
+        raise invalid("settings.invite", _STAFF_INVITES)
     return _with(DEFAULT_SETTINGS[form.type], form.settings)
 
 

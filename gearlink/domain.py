@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from config.settings import Settings
 from gearlink.accounts import Accounts, Actor
 from gearlink.amendments import Amendments
+from gearlink.archives import Archives
 from gearlink.avatars import Avatars
 from gearlink.calls import SyncAnswer, SyncForm
 from gearlink.conversations import Conversations
+from gearlink.device_lists import DeviceLists
 from gearlink.invitations import Invitations
 from gearlink.keyring import Keyring
 from gearlink.members import Members
@@ -20,6 +22,8 @@ from gearlink.presence import Presence
 from gearlink.profiles import Profiles
 from gearlink.reactions import Reactions
 from gearlink.receipts import Receipts
+from gearlink.reports import Reports
+from gearlink.rosters import Rosters
 from gearlink.schedule import Schedule
 from gearlink.standing import Standing
 from gearlink.threads import Threads
@@ -37,6 +41,7 @@ class Domain:
     profiles: Profiles
     avatars: Avatars
     keyring: Keyring
+    device_lists: DeviceLists
     conversations: Conversations
     members: Members
     invitations: Invitations
@@ -49,6 +54,9 @@ class Domain:
     schedule: Schedule
     receipts: Receipts
     presence: Presence
+    rosters: Rosters
+    archives: Archives
+    reports: Reports
     # A door, put in when the doors are built.
     sync: Callable[[Actor, SyncForm], Awaitable[SyncAnswer]] = field(init=False)
 
@@ -59,4 +67,5 @@ class Domain:
         self.profiles.reload(settings)
         self.keyring.reload(settings)
         self.amendments.reload(settings)
+        self.archives.reload(settings)
         self.conversations.members_max = self.members.members_max = settings.limits.group_members_max

@@ -6,9 +6,12 @@ number, a code or a token. Text for the operator goes to the journal, apart from
 An `ExitStatus` ends the process with one clear line. This module knows nothing of HTTP frameworks or sockets.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
+
+from gearlink.views import DeviceRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +60,13 @@ MESSAGE_DELETED = _entry("message-deleted", 409, "This message was deleted")
 TOO_LATE = _entry("too-late", 409, "The time in which this was possible has passed")
 ALREADY_SENT = _entry("already-sent", 409, "A message of this tempId was sent already")
 POLL_CLOSED = _entry("poll-closed", 409, "This poll takes no more votes")
+STALE_DEVICES = _entry(
+    "stale-devices", 409, "Not the devices of the members as they are now: ask for them, encrypt again"
+)
 TOO_MANY = _entry("too-many", 409, "There are as many of these as the server allows: remove some first")
 TOO_MANY_DEVICES = _entry("too-many-devices", 409, "Remove a device first")
+QUOTA_EXCEEDED = _entry("quota-exceeded", 409, "You keep as much here as the server allows: remove something first")
+ROSTER_CONFLICT = _entry("roster-conflict", 409, "This statement does not follow the newest one: read that first")
 GROUP_FULL = _entry("group-full", 409, "This conversation has as many members as the server allows")
 TOO_LARGE = _entry("too-large", 413, "The body is larger than the server takes")
 UNSUPPORTED_MEDIA_TYPE = _entry("unsupported-media-type", 415, "The body is not of a type that this call takes")
@@ -79,7 +87,9 @@ INTERNAL_ERROR = _entry("internal-error", 500, "Something went wrong on the serv
 
 
 class Refusal(Exception):
-    """A user's error, answered with its `entry`. `detail` is for the peer: what was wrong and what would be right."""
+    """A user's error, answered with its `entry`. `detail` is for the peer: what was wrong and what would be right.
+    `version` is the newest one, where what was sent does not follow it; `devices` are what
+    `stale-devices` tells of: those that are `missing`, `extra`, `changed`."""
 
     def __init__(
         self,
@@ -89,6 +99,8 @@ class Refusal(Exception):
         retry_after_seconds: float | None = None,
         errors: list[dict[str, str]] | None = None,
         headers: dict[str, str] | None = None,
+        version: int | None = None,
+        devices: Mapping[str, list[DeviceRef]] | None = None,
     ) -> None:
         super().__init__(entry.code)
         self.entry = entry
@@ -96,6 +108,8 @@ class Refusal(Exception):
         self.retry_after_seconds = retry_after_seconds
         self.errors = errors
         self.headers = headers or {}
+        self.version = version
+        self.devices = devices or {}
 
     @property
     def code(self) -> str:

@@ -8,9 +8,10 @@ with the log (`Seat.go_live`), so it gets no event twice and misses none. The hu
 
 import random
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import trio
 
@@ -27,7 +28,7 @@ from gearlink.personal import personal_frame
 from gearlink.presence import Presence
 from gearlink.streams import GuestStream
 from gearlink.timeline import delivered_frame, event_frame, read_frame
-from storage.events import MemberLeft, Message
+from storage.events import Letter, MemberLeft, Message, Said
 from storage.notices import (
     AccountEnded,
     Admitted,
@@ -35,14 +36,17 @@ from storage.notices import (
     ConversationDeleted,
     Delivered,
     DeviceAdded,
+    DeviceCounts,
     DeviceRemoved,
     IdentityChanged,
     KeysLow,
     Mark,
     Personal,
     Read,
+    RosterChanged,
     SessionEnded,
 )
+from storage.records import LogEntry
 
 _RETURN_SPREAD_MS_MAX = 10_000  # after a restart, the sign-ins of many come this far apart
 _NEVER = sys.maxsize  # a sequence number that no event has
@@ -117,6 +121,22 @@ class Room:
                 seat.session.outbox.put(data)
                 told += 1
         return told
+
+
+class _Told(NamedTuple):
+    """An event with the frame that most hear, and the user and device that said it: "" if nobody did."""
+
+    appended: Appended
+    frame: bytes
+    user_id: str
+    device_id: str
+
+
+def _said_by(entry: LogEntry) -> tuple[str, str]:
+    event = entry.event
+    if isinstance(event, Message):  # asked first: most are, and to be one exactly is told faster
+        return event.actor_id, event.device_id
+    return (event.actor_id, event.device_id) if isinstance(event, Said) else ("", "")
 
 
 class Hub:
@@ -276,29 +296,39 @@ class Hub:
             case DeviceAdded(user_id, device_id):
                 self._tell_users([user_id], protocol.frame(protocol.DeviceAdded(device_id=device_id, user_id=user_id)))
             case DeviceRemoved(user_id, device_id):
-                self._tell_users(
-                    [user_id], protocol.frame(protocol.DeviceRemoved(device_id=device_id, user_id=user_id))
-                )
-
+                frame = protocol.frame(protocol.DeviceRemoved(device_id=device_id, user_id=user_id))
+                self._tell_users([user_id], frame)
             case KeysLow(user_id, device_id, remaining):
                 for session in self._users.get(user_id, ()):
                     if session.actor.device_id == device_id:
                         session.say(protocol.KeysLow(one_time_remaining=remaining))
                         self._sent.inc()
-            case IdentityChanged():
-                self._tell_identity(signal)
+            case IdentityChanged(user_id, device_id, conversation_ids):
+                frame = protocol.frame(protocol.IdentityChanged(user_id=user_id, device_id=device_id))
+                told = self._sessions_in(conversation_ids) | self._users.get(user_id, set())
+                self._tell_sessions(frame, [each for each in told if each.actor.device_id != device_id])
+            case DeviceCounts(user_id, device_id, counts, conversation_ids):
+                kind = protocol.DeviceAdded if counts else protocol.DeviceRemoved
+                others = self._sessions_in(conversation_ids) - self._users.get(user_id, set())
+                self._tell_sessions(protocol.frame(kind(device_id=device_id, user_id=user_id)), others)
+            case RosterChanged(conversation_id, version):
+                if room := self._rooms.get(conversation_id):
+                    news = protocol.RosterChanged(conversation_id=conversation_id, version=version)
+                    self._sent.inc(room.tell(protocol.frame(news)))
 
-    def _tell_identity(self, changed: IdentityChanged) -> None:
-        """Once to each socket, however many conversations its user shares, and to the user's own other devices."""
-        told = set(self._users.get(changed.user_id, ()))
-        for conversation_id in changed.conversation_ids:
-            if room := self._rooms.get(conversation_id):
-                told |= {seat.session for seat in room.seats}
-        frame = protocol.frame(protocol.IdentityChanged(user_id=changed.user_id, device_id=changed.device_id))
-        for session in told:
-            if session.actor.device_id != changed.device_id:
-                session.outbox.put(frame)
-                self._sent.inc()
+    def _sessions_in(self, conversation_ids: Iterable[str]) -> set[Session]:
+        """Each session once, however many of these conversations it is in."""
+        return {
+            seat.session
+            for conversation_id in conversation_ids
+            if (room := self._rooms.get(conversation_id))
+            for seat in room.seats
+        }
+
+    def _tell_sessions(self, frame: bytes, sessions: Collection[Session]) -> None:
+        for session in sessions:
+            session.outbox.put(frame)
+        self._sent.inc(len(sessions))
 
     def _tell_users(self, user_ids: Iterable[str], frame: bytes, *, but_device_id: str = "") -> None:
         told = 0
@@ -321,35 +351,48 @@ class Hub:
                 self._metrics.message_delivery_latency.observe(max(0, now - each.entry.event.at) / 1000)
 
     def _tell_room(self, room: Room, entries: list[Appended]) -> None:
-        """Everybody hears the same joined bytes; only senders and their other devices need frames picked for them."""
-        frames = [protocol.frame(event_frame(each.entry, subject=each.subject)) for each in entries]
-        joined = b"".join(frames)
-        senders = {each.entry.event.actor_id for each in entries if isinstance(each.entry.event, Message)}
+        """Everybody hears the same joined bytes; only senders and their other devices need frames picked for them, and
+        devices that an envelope is for."""
+        told_to_all = [
+            _Told(each, protocol.frame(event_frame(each.entry, subject=each.subject)), *_said_by(each.entry))
+            for each in entries
+        ]
+        joined = b"".join([each.frame for each in told_to_all])
+        senders = {each.user_id for each in told_to_all}
         oldest = min((each.subject.sequence for each in entries if each.subject is not None), default=_NEVER)
+        letters = {
+            (each.entry.sequence, letter.device_id): letter
+            for each in entries
+            if each.letters
+            for letter in each.letters
+        }
+        addressed = {device_id for _sequence, device_id in letters}
         told = 0
         for seat in room.seats:
             if not seat.live:
                 continue
-            if seat.horizon >= oldest or seat.session.actor.user_id in senders:
-                told += self._tell_picked(seat, entries, frames)
+            actor = seat.session.actor
+            if seat.horizon >= oldest or actor.user_id in senders or actor.device_id in addressed:
+                told += self._tell_picked(seat, told_to_all, letters)
             else:
                 seat.session.outbox.put(joined)
-                told += len(frames)
+                told += len(entries)
         self._sent.inc(told)
 
-    def _tell_picked(self, seat: Seat, entries: list[Appended], frames: list[bytes]) -> int:
-        """To who sent some of it, with the `tempId`s; to who came too late to see what some of it is about, without that."""
+    def _tell_picked(self, seat: Seat, told_to_all: "list[_Told]", letters: dict[tuple[int, str], Letter]) -> int:
+        """To who sent some of it, with the `tempId`s; to who came too late to see what some of it is about, without that;
+        to a device that some of it is for alone, with that."""
         actor = seat.session.actor
         picked = []
-        for each, frame in zip(entries, frames, strict=True):
-            event, subject = each.entry.event, each.subject
-            is_own = isinstance(event, Message) and event.actor_id == actor.user_id
-            if isinstance(event, Message) and is_own and event.device_id == actor.device_id:
+        for each, frame, user_id, device_id in told_to_all:
+            is_own, subject = user_id == actor.user_id, each.subject
+            if is_own and device_id == actor.device_id:
                 continue
+            letter = letters.get((each.entry.sequence, actor.device_id)) if letters else None
             too_late = subject is not None and subject.sequence <= seat.horizon
-            if is_own or too_late:
+            if is_own or too_late or letter is not None:
                 seen = None if too_late else subject
-                picked.append(protocol.frame(event_frame(each.entry, actor.user_id, subject=seen)))
+                picked.append(protocol.frame(event_frame(each.entry, actor.user_id, subject=seen, letter=letter)))
             else:
                 picked.append(frame)
         seat.session.outbox.put(b"".join(picked))

@@ -16,11 +16,11 @@ from gearlink.accounts import Actor
 from gearlink.calls import JoinLinkForm
 from gearlink.clock import Clock, Milliseconds, new_id, rfc3339
 from gearlink.cursors import page_of
-from gearlink.errors import BANNED, FORBIDDEN, NOT_FOUND, TOO_MANY, Refusal
+from gearlink.errors import BANNED, FORBIDDEN, NOT_FOUND, TOO_MANY, Refusal, invalid
 from gearlink.members import Members, let_in, settle, staff_of
 from gearlink.overview import member_view, overview
 from gearlink.personal import join_request_view, optional_time
-from gearlink.rights import Right, enter
+from gearlink.rights import Right, enter, has_roster
 from gearlink.throttle import Budget, Throttle
 from gearlink.timeline import avatar_url
 from gearlink.views import JoinAnswer, JoinLinkView, JoinRequestView, LinkPreview, MemberView, Page
@@ -59,7 +59,8 @@ class Invitations:
     async def create(self, actor: Actor, conversation_id: str, form: JoinLinkForm) -> JoinLinkView:
         """A new link. Those that lead nowhere any more make room for it.
 
-        Raises Refusal `not-found`, `forbidden`, `too-many`, `rate-limited`.
+        Raises Refusal `not-found`, `forbidden`, `too-many`, `invalid-request` for one that an encrypted group does not
+        have, `rate-limited`.
         """
         self._budget.check(actor, 0)
         now, code = self._clock.now(), secrets.token_urlsafe(_CODE_BYTES)
@@ -76,7 +77,11 @@ class Invitations:
         )
 
         async def change(tx: Transaction) -> None:
-            await enter(tx, actor.user_id, conversation_id, Right.ADD)
+            conversation, _member = await enter(tx, actor.user_id, conversation_id, Right.ADD)
+            if has_roster(conversation) and not form.needs_approval:
+                raise invalid(
+                    "needsApproval", "in an end-to-end encrypted group whoever lets somebody in signs for them"
+                )
             links = await tx.scan(JoinLink, conversation_id, limit=limits.JOIN_LINKS_MAX)
             if len(links) == limits.JOIN_LINKS_MAX:
                 spent = [each for each in links if _is_spent(each, now)]
@@ -152,7 +157,7 @@ class Invitations:
             if member is not None:
                 return conversation, member
             await _require_open(tx, link, actor.user_id, now)
-            if link.needs_approval:
+            if link.needs_approval or has_roster(conversation):
                 await _ask(tx, conversation, JoinRequest(link.conversation_id, actor.user_id, link.link_id, now))
                 return None
             [member] = await let_in(
@@ -165,7 +170,7 @@ class Invitations:
         joined = await self._store.write(change)
         if joined is None:
             return JoinAnswer(status="requested", conversation=None)
-        view = await overview(self._store, *joined, now, with_members=True)
+        view = await overview(self._store, *joined, now, with_members=True, device_id=actor.device_id)
         return JoinAnswer(status="joined", conversation=view)
 
     # --- requests ----------------------------------------------------------------------------------------------------
@@ -181,7 +186,8 @@ class Invitations:
         return Page(items=[join_request_view(each) for each in found], next=more)
 
     async def approve(self, actor: Actor, conversation_id: str, user_id: str) -> MemberView:
-        """Lets in who asked. Raises Refusal `not-found` (also if they do not ask any more), `forbidden`, `group-full`."""
+        """Lets in who asked. Raises Refusal `not-found` (also if they do not ask any more), `forbidden`, `group-full`,
+        `too-many`."""
         now = self._clock.now()
 
         async def change(tx: Transaction) -> Member | None:

@@ -215,6 +215,9 @@ class Metrics:
         self.connection_crashes = counter("connection_crashes_total", "Connections ended by an unexpected exception.")
         self.load_level = gauge("load_level", "How much is shed: 0 nothing, 1 typing, and so on up to 5, messages.")
         self.load_shed = counter("load_shed_total", "What was left undone or put off because of the load.", "what")
+        self.undecryptable = counter(
+            "gearlink_undecryptable_total", "Messages that devices say they could not decrypt.", "reason"
+        )
         gauge("log_lines_dropped", "Log lines lost because nobody read the log.").set_function(_dropped)
 
 

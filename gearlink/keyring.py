@@ -4,7 +4,8 @@ The server keeps public keys only. Each one-time pre-key is handed out once, old
 out in the same change, and answers when that is durable. Whoever claims has a budget, and a smaller one for each person,
 so that nobody uses up the keys of others. After a restore of the store (another epoch) one-time pre-keys are void: they may
 have been handed out since. A changed identity key is told to those who share a conversation. Whether a key is sound is
-in `prekeys`, whose key it really is only people can tell. It knows neither HTTP nor sockets.
+in `prekeys`, whose key it really is only people can tell. Which of their devices are a user's own they say themselves, by
+certificates under their account key; the server checks these and can make none. It knows neither HTTP nor sockets.
 """
 
 from collections.abc import Sequence
@@ -18,14 +19,19 @@ from config import limits
 from config.settings import Settings
 from gearlink.accounts import Actor, require_id
 from gearlink.admission import forget_one_time_keys
-from gearlink.calls import ClaimForm, KeysForm
+from gearlink.calls import CertificateForm, ClaimForm, KeysForm
 from gearlink.clock import DAY, Clock, Milliseconds, rfc3339
+from gearlink.device_lists import DeviceList, DeviceLists, Turn, counting, joined
+from gearlink.device_news import tell, told_of
 from gearlink.errors import NOT_AUTHENTICATED, NOT_FOUND, TOO_MANY, Refusal, invalid
 from gearlink.people import may_talk
-from gearlink.prekeys import Upload, checked, digest, encoded
+from gearlink.prekeys import Upload, checked, checked_certificate, digest, encoded
+from gearlink.rights import Right, enter
 from gearlink.throttle import Throttle
 from gearlink.views import (
     ClaimedKeys,
+    ConversationDevice,
+    ConversationDevices,
     DeviceBundle,
     DeviceIdentities,
     DeviceIdentity,
@@ -34,18 +40,18 @@ from gearlink.views import (
     SignedPreKeyView,
 )
 from storage.notices import IdentityChanged, KeysLow
-from storage.records import Account, Conversation, Device, DeviceKeys, Membership, OneTimePreKey, SignedPreKey
+from storage.records import Account, AccountKey, Device, DeviceKeys, Introduced, OneTimePreKey, SignedPreKey
 from storage.store import Reads, Store, Transaction
 
 _HOUR_SECONDS: Final = 3600
-_READS_PER_STEP: Final = 100
+_VIEWS_PER_STEP: Final = 500
 
 
 class Keyring:
     """The rules of the key exchange over a store."""
 
-    def __init__(self, store: Store, clock: Clock, settings: Settings) -> None:
-        self._store, self._clock = store, clock
+    def __init__(self, store: Store, clock: Clock, settings: Settings, lists: DeviceLists) -> None:
+        self._store, self._clock, self._lists = store, clock, lists
         uploads, changes = limits.KEY_UPLOADS_PER_HOUR, limits.IDENTITY_CHANGES_PER_DAY
         self._uploads = Throttle("key-uploads", uploads / _HOUR_SECONDS, uploads)
         self._changes = Throttle("identity-changes", changes * 1000 / DAY, changes)
@@ -55,7 +61,7 @@ class Keyring:
         """Takes over what a reload may change; who was over a limit starts anew."""
         per_hour = settings.limits.key_claims_per_hour
         self._claims = Throttle("key-claims", per_hour / _HOUR_SECONDS, per_hour, unit="keys")
-        of_one = per_hour / limits.KEY_CLAIM_TARGETS_MIN
+        of_one = min(per_hour, max(per_hour / limits.KEY_CLAIM_TARGETS_MIN, limits.KEY_CLAIMS_OF_ONE_MIN))
         self._claims_of_one = Throttle("key-claims-of-one", of_one / _HOUR_SECONDS, of_one, unit="keys")
 
     # --- one's own ---------------------------------------------------------------------------------------------------
@@ -71,18 +77,20 @@ class Keyring:
         self._uploads.check(actor.device_id)
         upload = await checked(form)
         told: tuple[str, ...] | None = None
-        while (status := await self._publish(actor, upload, told)) is None:
-            told = await self._told_of(actor.user_id)
+        while (published := await self._publish(actor, upload, told)) is None:
+            told = await told_of(self._store, actor.user_id)
+        status, turn = published
+        await tell(self._store, turn)
         return status
 
-    async def _publish(self, actor: Actor, upload: Upload, told: tuple[str, ...] | None) -> KeyStatus | None:
+    async def _publish(
+        self, actor: Actor, upload: Upload, told: tuple[str, ...] | None
+    ) -> tuple[KeyStatus, Turn] | None:
         """None, and nothing is written, if this changes the identity key and nobody knows yet who is to be told."""
         now, user_id, device_id = self._clock.now(), actor.user_id, actor.device_id
 
-        async def change(tx: Transaction) -> KeyStatus | None:
-            device = await tx.get(Device, user_id, device_id)
-            if device is None or device.session_id != actor.session_id:  # since the call began
-                raise Refusal(NOT_AUTHENTICATED)
+        async def change(tx: Transaction) -> tuple[KeyStatus, Turn] | None:
+            await _require_session(tx, actor)
             old = await tx.get(DeviceKeys, user_id, device_id)
             is_changed = old is not None and old.identity_key != upload.identity_key
             if is_changed:
@@ -96,13 +104,17 @@ class Keyring:
             known = None if is_changed else old
             fresh = _fresh(user_id, device_id, upload, known, held)
             keys = self._published(actor, upload, known, [*held, *fresh], now)
+            turn = Turn(user_id)
             if is_changed:
                 keys = replace(keys, identity_changed_at=now)
-            if old is None or replace(keys, published_at=old.published_at) != old:
+            if old is None or is_changed:
+                async with self._lists.altering(tx, user_id) as turn:
+                    tx.put(keys)
+            elif replace(keys, published_at=old.published_at) != old:
                 tx.put(keys)
             for each in fresh:
                 tx.put(each)
-            return KeyStatus(one_time_remaining=keys.one_time_count, digest=digest(keys, [*held, *fresh]))
+            return KeyStatus(one_time_remaining=keys.one_time_count, digest=digest(keys, [*held, *fresh])), turn
 
         return await self._store.write(change)
 
@@ -122,7 +134,56 @@ class Keyring:
             uploaded_key_id=max(uploaded, old.uploaded_key_id if old is not None else 0),
             handed_out_key_id=old.handed_out_key_id if old is not None else 0,
             identity_changed_at=old.identity_changed_at if old is not None else 0,
+            certificate=old.certificate if old is not None else b"",
         )
+
+    async def certify(self, actor: Actor, device_id: str, form: CertificateForm) -> None:
+        """Takes the certificate of a device of the caller, the calling one or another. The first one brings the user's
+        account key; one under another account key makes that the user's, and all other certificates are void.
+
+        Raises Refusal: `not-found` for a device that is not the caller's or has no keys; `invalid-request` for what is
+        not a signature by this account key over the device as it is; `rate-limited`, for uploads of a device and changes
+        of identity of a user; `not-authenticated` if the session has ended meanwhile.
+        """
+        require_id(device_id)
+        self._uploads.check(actor.device_id)
+        turn: Turn | None = None
+        while turn is None:
+            keys = await self._store.get(DeviceKeys, actor.user_id, device_id)
+            if keys is None:
+                raise Refusal(NOT_FOUND)
+            account_key, certificate = checked_certificate(form, actor.user_id, device_id, keys.identity_key)
+            certified = replace(keys, certificate=certificate)
+            told = await told_of(self._store, actor.user_id)
+            turn = await self._certify(actor, certified, account_key, told)
+        await tell(self._store, turn)
+
+    async def _certify(
+        self, actor: Actor, certified: DeviceKeys, account_key: bytes, told: tuple[str, ...]
+    ) -> Turn | None:
+        """None, and nothing is written, if the device has another identity key meanwhile."""
+        now, user_id, device_id = self._clock.now(), actor.user_id, certified.device_id
+
+        async def change(tx: Transaction) -> Turn | None:
+            await _require_session(tx, actor)
+            keys, known = await tx.get(DeviceKeys, user_id, device_id), await tx.get(AccountKey, user_id)
+            if keys is None or keys.identity_key != certified.identity_key:
+                return None
+            if known is not None and known.account_key == account_key and keys.certificate == certified.certificate:
+                return Turn(user_id)
+            async with self._lists.altering(tx, user_id) as turn:
+                if known is None:
+                    tx.put(AccountKey(user_id, account_key))
+                elif known.account_key != account_key:
+                    self._changes.check(user_id)
+                    tx.put(AccountKey(user_id, account_key, changed_at=now))
+                    tx.announce(IdentityChanged(user_id, actor.device_id, told))
+                    for each in await tx.scan(DeviceKeys, user_id, limit=limits.DEVICES_PER_USER_MAX):
+                        tx.put(replace(each, certificate=b""))
+                tx.put(replace(keys, certificate=certified.certificate))
+            return turn
+
+        return await self._store.write(change)
 
     async def status(self, actor: Actor) -> KeyStatus:
         """How many one-time pre-keys of the calling device are left, and a digest of all that is held of it."""
@@ -145,39 +206,81 @@ class Keyring:
     # --- others' -----------------------------------------------------------------------------------------------------
 
     async def claim(self, actor: Actor, form: ClaimForm) -> ClaimedKeys:
-        """What it takes to open a session with each device of a user that is signed in and has keys, but not with the
-        calling one. The oldest one-time pre-key of each is used up; where there is none the last-resort one is shown.
+        """What it takes to open a session with each device of a user that counts, but not with the calling one. The oldest
+        one-time pre-key of each is used up; where there is none the last-resort one is shown.
 
         Raises Refusal `not-found` for who is not there or not for the caller; `rate-limited`, counting one-time keys.
         """
 
         async def change(tx: Transaction) -> ClaimedKeys:
             found = []
+            account_key = await tx.get(AccountKey, form.user_id)
             for keys in await self._keys_of(tx, actor, form.user_id):
-                if keys.device_id != actor.device_id:
+                if keys.device_id != actor.device_id and (account_key is None or keys.certificate):
                     oldest = await self._one_time_keys(tx, keys, 1)
                     found.append((keys, oldest[0] if oldest else None))
             self._charge(actor.user_id, form.user_id, sum(oldest is not None for _keys, oldest in found))
             for keys, oldest_key in found:
                 if oldest_key is not None:
                     _hand_out(tx, keys, oldest_key)
-            return ClaimedKeys(devices=[_bundle(keys, oldest) for keys, oldest in found])
+                if keys.identity_changed_at:
+                    tx.put(Introduced(keys.device_id, actor.device_id, keys.identity_key))
+            return ClaimedKeys(
+                devices=[_bundle(keys, oldest) for keys, oldest in found],
+                account_key=encoded(account_key.account_key) if account_key is not None else UNSET,
+            )
 
         return await self._store.write(change)
 
     async def devices(self, actor: Actor, user_id: str) -> DeviceIdentities:
-        """The identity key of each device of a user that is signed in and has keys. Raises Refusal `not-found`."""
+        """The identity key of each device of a user that is signed in and has keys, whether or not it counts.
+
+        Raises Refusal `not-found`.
+        """
         require_id(user_id)
+        account_key = await self._store.get(AccountKey, user_id)
+        is_changed = account_key is not None and account_key.changed_at
         return DeviceIdentities(
+            account_key=encoded(account_key.account_key) if account_key is not None else UNSET,
+            account_key_changed_at=rfc3339(account_key.changed_at) if account_key and is_changed else UNSET,
             devices=[
                 DeviceIdentity(
                     device_id=keys.device_id,
                     identity_key=encoded(keys.identity_key),
                     identity_changed_at=rfc3339(keys.identity_changed_at) if keys.identity_changed_at else UNSET,
+                    certificate=encoded(keys.certificate) if keys.certificate else UNSET,
                 )
                 for keys in await self._keys_of(self._store, actor, user_id)
-            ]
+            ],
         )
+
+    async def devices_in(self, actor: Actor, conversation_id: str) -> ConversationDevices:
+        """For which devices what is sent in a conversation has to be encrypted, the calling one among them, and the digest
+        of that list. None in a conversation that is not encrypted; between two of whom one blocked the other the caller's
+        own alone. Raises Refusal `not-found`."""
+        await enter(self._store, actor.user_id, conversation_id, Right.READ)
+        await self._lists.prepare(self._store, conversation_id)
+
+        async def change(tx: Transaction) -> DeviceList:
+            conversation, _member = await enter(tx, actor.user_id, conversation_id, Right.READ)
+            if conversation.encryption != "e2ee":
+                return joined(())
+            if conversation.is_blocked:
+                return joined([await counting(tx, actor.user_id)])
+            return await self._lists.of(tx, conversation_id)
+
+        found = await self._store.write(change)
+        devices = []
+        for number, each in enumerate(found.devices, start=1):
+            certificate = encoded(each.certificate) if each.certificate else UNSET
+            identity_key = encoded(each.identity_key)
+            devices.append(ConversationDevice(
+                user_id=each.user_id, device_id=each.device_id, identity_key=identity_key, certificate=certificate,
+            ))  # fmt: skip
+            if number % _VIEWS_PER_STEP == 0:
+                await trio.lowlevel.checkpoint()
+        account_keys = {user_id: encoded(key) for user_id, key in found.account_keys.items()}
+        return ConversationDevices(digest=found.digest, account_keys=account_keys, devices=devices)
 
     async def _keys_of(self, reads: Reads, actor: Actor, user_id: str) -> list[DeviceKeys]:
         account = await reads.get(Account, user_id)
@@ -209,19 +312,12 @@ class Keyring:
         for throttle, key in bills:
             throttle.take(key, max(keys, 1))
 
-    async def _told_of(self, user_id: str) -> tuple[str, ...]:
-        """The conversations whose members hear of another identity key: the newest ones, if they are not too large."""
-        found = []
-        bound = limits.IDENTITY_TOLD_CONVERSATIONS_MAX
-        for number, each in enumerate(await self._store.scan(Membership, user_id, limit=bound, reverse=True)):
-            conversation = await self._store.get(Conversation, each.conversation_id)
-            if conversation is None or conversation.is_blocked:
-                continue
-            if conversation.member_count <= limits.IDENTITY_TOLD_MEMBERS_MAX:
-                found.append(each.conversation_id)
-            if number % _READS_PER_STEP == _READS_PER_STEP - 1:
-                await trio.lowlevel.checkpoint()
-        return tuple(found)
+
+async def _require_session(tx: Transaction, actor: Actor) -> None:
+    """Raises Refusal `not-authenticated` if the session of the caller has ended since the call began."""
+    device = await tx.get(Device, actor.user_id, actor.device_id)
+    if device is None or device.session_id != actor.session_id:
+        raise Refusal(NOT_AUTHENTICATED)
 
 
 def _fresh(
@@ -269,6 +365,7 @@ def _bundle(keys: DeviceKeys, one_time: OneTimePreKey | None) -> DeviceBundle:
         device_id=keys.device_id,
         identity_key=encoded(keys.identity_key),
         signed_pre_key=_signed_view(keys.signed_pre_key),
+        certificate=encoded(keys.certificate) if keys.certificate else UNSET,
     )
     if one_time is None:
         return replace(bundle, last_resort_pre_key=_signed_view(keys.last_resort_pre_key))

@@ -15,6 +15,7 @@ from config import limits
 from gearlink.accounts import Actor
 from gearlink.avatars import drop
 from gearlink.calls import MemberChange, MembersForm
+from gearlink.ciphertexts import forget_member
 from gearlink.clock import DAY, Clock, Milliseconds, new_id, rfc3339
 from gearlink.cursors import page_of
 from gearlink.errors import (
@@ -25,12 +26,13 @@ from gearlink.errors import (
     LAST_OWNER,
     NOT_FOUND,
     REFUSED_BY_PRIVACY,
+    TOO_MANY,
     Refusal,
     invalid,
 )
 from gearlink.overview import member_view
 from gearlink.people import may_add
-from gearlink.rights import Right, enter, settings_of
+from gearlink.rights import Right, enter, has_roster, settings_of
 from gearlink.throttle import Budget
 from gearlink.views import BanView, MemberView, Page
 from storage.events import MemberChanged, MemberJoined, MemberLeft, Role
@@ -58,6 +60,7 @@ from storage.store import KeyPart, Reads, Store, Transaction
 
 _MEMBERS_MAX = 100_000  # of one conversation, told that it has ended
 _PAGE = 500  # members or memberships that are read at once, between two checkpoints
+TOO_MANY_ENCRYPTED = f"An end-to-end encrypted conversation has at most {limits.E2EE_MEMBERS_MAX} members"
 _BANNED_THERE = "this user was banned from the conversation: lift the ban first"
 Way = Literal["added", "link", "request"]
 End = Literal["left", "removed", "banned", "erased"]
@@ -81,7 +84,7 @@ class Members:
         """Lets all of these in, or none; answers those who came in.
 
         Raises Refusal `not-found`, `forbidden`, `invalid-request`, `already-member`, `banned`, `refused-by-privacy`,
-        `group-full`, `rate-limited`.
+        `group-full`, `too-many`, `rate-limited`.
         """
         user_ids, now = list_of(form.user_ids), self._clock.now()
         self._budget.check_change(actor, people=len(user_ids))
@@ -254,11 +257,13 @@ async def let_in(
 ) -> Sequence[Member]:
     """Makes members of people who are none and may be. Whether they see what was said before is settled here, for good.
 
-    Raises Refusal `group-full`.
+    Raises Refusal `group-full`; `too-many` where messages are encrypted for each.
     """
     conversation_id = conversation.conversation_id
     if conversation.member_count + len(user_ids) > members_max:
         raise Refusal(GROUP_FULL)
+    if has_roster(conversation) and conversation.member_count + len(user_ids) > limits.E2EE_MEMBERS_MAX:
+        raise Refusal(TOO_MANY, TOO_MANY_ENCRYPTED)
     head = await tx.get(Head, conversation_id)
     assert head is not None
     sees_history = settings_of(conversation).history_visible
@@ -306,6 +311,7 @@ async def take_out(
     if owners < 1 and conversation.type != "direct":
         raise Refusal(LAST_OWNER)
     await dismiss(tx, target.conversation_id, target.user_id, now)
+    await forget_member(tx, conversation, target.user_id)
     tx.put(
         structs.replace(conversation, member_count=conversation.member_count - 1, owner_count=owners, updated_at=now)
     )

@@ -32,9 +32,15 @@ def fresh_view(notice: Admitted, member: Member) -> ConversationView:
 
 
 async def overview(
-    reads: Reads, conversation: Conversation, member: Member, now: Milliseconds, *, with_members: bool
+    reads: Reads,
+    conversation: Conversation,
+    member: Member,
+    now: Milliseconds,
+    *,
+    with_members: bool,
+    device_id: str,
 ) -> ConversationView:
-    """The conversation as this member sees it now; `with_members` names them where they are few."""
+    """The conversation as this member sees it now, on this device; `with_members` names them where they are few."""
     conversation_id = conversation.conversation_id
     head = await reads.get(Head, conversation_id) or Head(conversation_id, 0, 0, conversation.created_at)
     last = await last_message(reads, member, head, now)
@@ -47,7 +53,7 @@ async def overview(
         head.sequence,
         unread_count=await unread(reads, member, head, now),
         mention_count=await mentions(reads, member, now),
-        last=None if last is None else await shown(reads, last, member, now),
+        last=None if last is None else await shown(reads, last, member, now, device_id=device_id),
         members=members,
     )
 

@@ -55,7 +55,7 @@ class Preferences:
             return conversation, changed
 
         conversation, member = await self._store.write(change)
-        return await overview(self._store, conversation, member, now, with_members=True)
+        return await overview(self._store, conversation, member, now, with_members=True, device_id=actor.device_id)
 
     # --- drafts ------------------------------------------------------------------------------------------------------
 

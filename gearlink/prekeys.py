@@ -17,7 +17,7 @@ import nacl.exceptions
 import trio
 from nacl.signing import VerifyKey
 
-from gearlink.calls import KeysForm, OneTimePreKeyForm, SignedPreKeyForm
+from gearlink.calls import CertificateForm, KeysForm, OneTimePreKeyForm, SignedPreKeyForm
 from gearlink.errors import invalid
 from storage.records import DeviceKeys, OneTimePreKey, SignedPreKey
 
@@ -27,6 +27,7 @@ X25519: Final = b"\x05"
 """What stands before the u-coordinate in what is signed: X3DH §2.1 asks for one byte that says the curve; it is Signal's."""
 
 _DIGEST_TITLE: Final = b"GearLink keys v1"
+_CERTIFICATE_TITLE: Final = b"GearLink device certificate v1"
 _FIELD: Final = 2**255 - 19  # RFC 7748 §4.1
 _PROBE: Final = bytes(range(1, 33))  # any scalar: X25519 clamps it to a multiple of 8 (RFC 7748 §5)
 _KEYS_PER_STEP: Final = 50  # 2 ms or so
@@ -44,9 +45,7 @@ class Upload:
 
 async def checked(form: KeysForm) -> Upload:
     """The keys of `form`, every one of them looked at. Raises Refusal `invalid-request` for the first that is wrong."""
-    identity_key = _decoded(form.identity_key, KEY_BYTES, "identityKey")
-    if not nacl.bindings.crypto_core_ed25519_is_valid_point(identity_key):
-        raise invalid("identityKey", "not a public key of Ed25519")
+    identity_key = checked_identity(form.identity_key, "identityKey")
     signed = _signed(form.signed_pre_key, identity_key, "signedPreKey")
     last_resort = _signed(form.last_resort_pre_key, identity_key, "lastResortPreKey")
     one_time = []
@@ -59,6 +58,16 @@ async def checked(form: KeysForm) -> Upload:
     return Upload(identity_key, signed, last_resort, tuple(one_time))
 
 
+def checked_certificate(
+    form: CertificateForm, user_id: str, device_id: str, identity_key: bytes
+) -> tuple[bytes, bytes]:
+    """The account key and the certificate of `form`, by which a user says that this device with this identity key is
+    theirs. Raises Refusal `invalid-request` for a key that is none, and for a signature over anything else."""
+    account_key = checked_identity(form.account_key, "accountKey")
+    signed = _CERTIFICATE_TITLE + id_bytes(user_id) + id_bytes(device_id) + identity_key
+    return account_key, checked_signature(form.account_key, signed, form.signature, "signature")
+
+
 def digest(keys: DeviceKeys, one_time: Iterable[OneTimePreKey]) -> str:
     """SHA-256 over `keys` with these one-time pre-keys, in base64url. Every part has a fixed width, so nothing else has
     the same encoding: title, identity key, id and key and signature of both signed ones, id and key of each other."""
@@ -68,6 +77,30 @@ def digest(keys: DeviceKeys, one_time: Iterable[OneTimePreKey]) -> str:
     for each in one_time:
         parts += [each.key_id.to_bytes(8, "big"), each.public_key]
     return encoded(hashlib.sha256(b"".join(parts)).digest())
+
+
+def checked_identity(text: str, path: str) -> bytes:
+    """A public key of Ed25519, of the prime-order group. Raises Refusal `invalid-request` for anything else."""
+    key = _decoded(text, KEY_BYTES, path)
+    if not nacl.bindings.crypto_core_ed25519_is_valid_point(key):
+        raise invalid(path, "not a public key of Ed25519")
+    return key
+
+
+def checked_signature(identity_key: str, signed: bytes, signature: str, path: str) -> bytes:
+    """The bytes of `signature`, which is by this identity key. Raises Refusal `invalid-request` for anything else."""
+    key = _decoded(identity_key, KEY_BYTES, "identityKey")
+    raw = _decoded(signature, SIGNATURE_BYTES, path)
+    try:
+        VerifyKey(key).verify(signed, raw)
+    except nacl.exceptions.BadSignatureError:
+        raise invalid(path, "not a signature by this key over what it has to be over") from None
+    return raw
+
+
+def id_bytes(text: str) -> bytes:
+    """The 16 bytes of a UUID."""
+    return bytes.fromhex(text.replace("-", ""))
 
 
 def encoded(raw: bytes) -> str:

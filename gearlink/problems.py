@@ -61,6 +61,8 @@ def document(refusal: Refusal, identifier: str) -> bytes:
             code=entry.code,
             correlation_id=identifier,
             errors=UNSET if errors is None else errors,
+            version=UNSET if refusal.version is None else refusal.version,
+            **refusal.devices,
         )
     )
 

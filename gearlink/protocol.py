@@ -14,10 +14,14 @@ from config import limits
 from gearlink.complaints import split_validation_error
 from gearlink.errors import INVALID_REQUEST, UNKNOWN_TYPE, UNREADABLE_FRAME, Refusal
 from gearlink.views import (
+    Ciphertext,
     Content,
     ConversationView,
+    DeviceRef,
+    DevicesDigest,
     DraftView,
     Emoji,
+    EnvelopeType,
     ExpiresIn,
     Id,
     JoinRequestView,
@@ -31,9 +35,11 @@ from gearlink.views import (
     Request,
     Role,
     ScheduledView,
+    SenderKeyId,
     SendKind,
     Sequence,
     SettingsView,
+    SilentKind,
     TempId,
     Timestamp,
     Token,
@@ -63,6 +69,32 @@ class PollForm(Request):
     closes_in_seconds: ExpiresIn | None = None
 
 
+class EnvelopeForm(Request):
+    """What one device alone can read."""
+
+    user_id: Id
+    device_id: Id
+    type: EnvelopeType
+    body: Ciphertext
+
+
+class DoubleRatchetForm(Request, tag_field="scheme", tag="double-ratchet"):
+    """An envelope for each device, encrypted for it alone."""
+
+    envelopes: Annotated[list[EnvelopeForm], Meta(min_length=1, max_length=limits.ENVELOPES_MAX)]
+
+
+class SenderKeyForm(Request, tag_field="scheme", tag="sender-key"):
+    """One body that all who have the sender's key can read. `devices_digest` is that of the devices that have it."""
+
+    key_id: SenderKeyId
+    body: Ciphertext
+    devices_digest: DevicesDigest | None = None
+
+
+EncryptedForm = DoubleRatchetForm | SenderKeyForm
+
+
 class ClientFrame(
     msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=True, tag_field="type", frozen=True
 ):
@@ -76,16 +108,19 @@ class Auth(ClientFrame, tag="auth", frozen=True):
 
 
 class Send(ClientFrame, tag="message:send", frozen=True):
+    """Either `content` or `encrypted`."""
+
     temp_id: TempId
     conversation_id: Id
-    content: Content
-    kind: SendKind = "text"
+    content: Content | None = None
+    kind: Literal[SendKind, SilentKind] = "text"
     reply_to_id: Id | None = None
     mentions: Mentions | None = None
     media_ids: MediaIds | None = None
     forwarded_from_id: Id | None = None
     expires_in_seconds: ExpiresIn | None = None
     poll: PollForm | None = None
+    encrypted: EncryptedForm | None = None
 
 
 class Ack(ClientFrame, tag="message:ack", frozen=True):
@@ -450,14 +485,14 @@ class Presence(ServerFrame, tag="presence"):
 
 
 class DeviceAdded(ServerFrame, tag="device:added"):
-    """The user has signed in on another device."""
+    """The user has signed in on another device; or, where this is another user, messages are for this device too."""
 
     device_id: str
     user_id: str
 
 
 class DeviceRemoved(ServerFrame, tag="device:removed"):
-    """A device of the user was removed."""
+    """A device of the user was removed; or, where this is another user, messages are not for this device any more."""
 
     device_id: str
     user_id: str
@@ -474,6 +509,13 @@ class IdentityChanged(ServerFrame, tag="identity:changed"):
 
     user_id: str
     device_id: str
+
+
+class RosterChanged(ServerFrame, tag="roster:changed"):
+    """The roster of an encrypted group goes as far as this version now."""
+
+    conversation_id: str
+    version: int
 
 
 class Pong(ServerFrame, tag="pong"):
@@ -498,6 +540,9 @@ class Error(ServerFrame, tag="error"):
     retry_after_ms: int | UnsetType = UNSET
     ref: str | UnsetType = UNSET
     temp_id: str | UnsetType = UNSET
+    missing: list[DeviceRef] | UnsetType = UNSET
+    extra: list[DeviceRef] | UnsetType = UNSET
+    changed: list[DeviceRef] | UnsetType = UNSET
 
 
 class Goodbye(ServerFrame, tag="session:goodbye"):
@@ -513,7 +558,7 @@ AnyServerFrame = (
     | ConversationCreated | ConversationUpdated | ConversationPreferences | ConversationDeleted | MemberJoined
     | MemberChanged | MemberLeft | JoinRequested | JoinSettled | ThreadWasRead | DraftChanged | ScheduledChanged
     | ScheduledRemoved | ContactChanged | ContactRemoved | BlockAdded | BlockRemoved | PrivacyChanged | DeviceAdded
-    | DeviceRemoved | KeysLow | IdentityChanged | Pong | Ok | Error | Goodbye
+    | DeviceRemoved | KeysLow | IdentityChanged | RosterChanged | Pong | Ok | Error | Goodbye
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from storage.records import (
     Amendment,
     Ban,
     Delivery,
+    Envelope,
     Head,
     Hidden,
     JoinLink,
@@ -31,9 +32,11 @@ from storage.records import (
     Reaction,
     Record,
     Revision,
+    RosterStatement,
     Thread,
     ThreadRead,
     ThreadReply,
+    Undropped,
     Untold,
     Vote,
 )
@@ -41,6 +44,7 @@ from storage.store import KeyPart, Store, Transaction
 
 _log = logger("purge")
 _MEMBERS_PER_STEP: Final = limits.SWEEP_ROWS_PER_STEP // 5  # each has a handful of records
+_ENTRIES_PER_STEP: Final = limits.SWEEP_ROWS_PER_STEP // 5  # each may hold `limits.CIPHERTEXT_BYTES_MAX`
 # What hangs on a conversation and finds nothing else, and on a message: the kind, and the rest of its key.
 _OF_CONVERSATION: Final[tuple[tuple[type[Record], tuple[str, ...]], ...]] = (
     (JoinRequest, ("user_id",)),
@@ -51,6 +55,10 @@ _OF_CONVERSATION: Final[tuple[tuple[type[Record], tuple[str, ...]], ...]] = (
     (Delivery, ("user_id", "device_id")),
     (Thread, ("root_sequence",)),
     (Amendment, ("sequence",)),
+)
+_LARGE: Final[tuple[tuple[type[Record], tuple[str, ...]], ...]] = (
+    (RosterStatement, ("version",)),
+    (Envelope, ("device_id", "sequence")),
 )
 _OF_MESSAGE: Final[tuple[tuple[type[Record], tuple[str, ...]], ...]] = (
     (Revision, ("number",)),
@@ -80,11 +88,15 @@ class _Step:
         """True once nothing is left."""
         if await self._members(tx) or await self._links(tx):
             return False
+        for kind, fields in _LARGE:
+            if await _erase(tx, kind, fields, self._conversation_id, limits.LARGE_ROWS_PER_STEP):
+                return False
         for kind, fields in _OF_CONVERSATION:
             if await _erase(tx, kind, fields, self._conversation_id, limits.SWEEP_ROWS_PER_STEP):
                 return False
         if await self._entries(tx):
             return False
+        tx.delete(Undropped, self._conversation_id)
         tx.delete(Head, self._conversation_id)
         tx.delete(Purge, self._conversation_id)
         return True
@@ -101,10 +113,12 @@ class _Step:
             revoke(tx, link)
         return len(links)
 
-    async def _entries(self, tx: Transaction) -> int:
+    async def _entries(self, tx: Transaction) -> bool:
         """A message goes after what hangs on it; one on which very much does takes steps of its own."""
+        if await _erase(tx, Amendment, ("sequence",), self._conversation_id, _ENTRIES_PER_STEP):
+            return True
         room = limits.SWEEP_ROWS_PER_STEP
-        entries = await tx.scan(LogEntry, self._conversation_id, limit=room)
+        entries = await tx.scan(LogEntry, self._conversation_id, limit=_ENTRIES_PER_STEP)
         for entry in entries:
             if isinstance(entry.event, Message):
                 message_id = entry.event.event_id
@@ -123,7 +137,7 @@ class _Step:
             room -= 1
             if room <= 0:
                 break
-        return len(entries)
+        return bool(entries)
 
 
 async def _erase(tx: Transaction, kind: type[Record], fields: Iterable[str], owner_id: str, limit: int) -> int:

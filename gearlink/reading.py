@@ -13,8 +13,17 @@ from gearlink import protocol
 from gearlink.clock import Milliseconds
 from gearlink.timeline import Own, event_frame, message_view
 from gearlink.views import MessageView
-from storage.events import AboutMessage, Message, MessageEdited, MessageExpired, PollChanged, ReactionChanged
-from storage.records import Amendment, LogEntry, Member, MessageIndex, Reaction, Vote
+from storage.events import (
+    AboutMessage,
+    Message,
+    MessageEdited,
+    MessageExpired,
+    PollChanged,
+    ReactionChanged,
+    Said,
+    Sealed,
+)
+from storage.records import Amendment, Envelope, LogEntry, Member, MessageIndex, Reaction, Vote
 from storage.store import Reads
 
 _NOBODY = Own(frozenset(), ())
@@ -61,18 +70,34 @@ async def own_of(reads: Reads, message: Message, user_id: str) -> Own:
     return Own(emojis, vote.options if vote is not None else ()) if emojis or vote is not None else _NOBODY
 
 
-async def shown(reads: Reads, entry: LogEntry, member: Member, now: Milliseconds) -> MessageView:
-    """`entry` as an item of the history for this member, with what it replies to and what the member did to it."""
+async def letter_of(reads: Reads, entry: LogEntry, device_id: str) -> Envelope | None:
+    """What only this device can read of an encrypted message, if it is there and was not dropped."""
+    event = entry.event
+    if not isinstance(event, Said) or not isinstance(event.content, Sealed):
+        return None
+    if device_id not in event.content.devices:
+        return None
+    return await reads.get(Envelope, entry.conversation_id, device_id, entry.sequence)
+
+
+async def shown(
+    reads: Reads, entry: LogEntry, member: Member, now: Milliseconds, *, device_id: str = ""
+) -> MessageView:
+    """`entry` as an item of the history for this member, with what it replies to and what the member did to it, and with
+    what is there for this device of theirs alone."""
     event = entry.event
     if not isinstance(event, Message):
-        return message_view(entry, member.user_id)
+        return message_view(entry, member.user_id, letter=await letter_of(reads, entry, device_id))
     quoted = await _seen_subject(reads, entry, member, now) if event.reply_to_id else None
     own = await own_of(reads, event, member.user_id) if event.reactions or event.poll is not None else None
-    return message_view(entry, member.user_id, quoted=quoted, own=own)
+    letter = await letter_of(reads, entry, device_id) if isinstance(event.content, Sealed) else None
+    return message_view(entry, member.user_id, quoted=quoted, own=own, letter=letter)
 
 
-async def told(reads: Reads, entry: LogEntry, member: Member, now: Milliseconds) -> protocol.AnyServerFrame:
-    """`entry` as this member's device is told of it later: what it amends is told as it is by now, or not at all where
+async def told(
+    reads: Reads, entry: LogEntry, member: Member, now: Milliseconds, *, device_id: str = ""
+) -> protocol.AnyServerFrame:
+    """`entry` as this device of the member is told of it later: what it amends is told as it is by now, or not at all where
     that was before the member's time."""
     user_id = member.user_id
     if is_expired(entry, now):
@@ -81,16 +106,17 @@ async def told(reads: Reads, entry: LogEntry, member: Member, now: Milliseconds)
         )
         return event_frame(LogEntry(entry.conversation_id, entry.sequence, gone))
     event = entry.event
+    letter = await letter_of(reads, entry, device_id)
     if not isinstance(event, AboutMessage) and not (isinstance(event, Message) and event.reply_to_id):
         if isinstance(event, Message) and (event.reactions or event.poll is not None):
-            return event_frame(entry, user_id, own=await own_of(reads, event, user_id))
-        return event_frame(entry, user_id)
+            return event_frame(entry, user_id, own=await own_of(reads, event, user_id), letter=letter)
+        return event_frame(entry, user_id, letter=letter)
     subject = await _seen_subject(reads, entry, member, now)
     about = event if isinstance(event, Message) else subject.event if subject is not None else None
     own = None
     if isinstance(event, Message | MessageEdited | ReactionChanged | PollChanged) and isinstance(about, Message):
         own = await own_of(reads, about, user_id)
-    return event_frame(entry, user_id, subject=subject, own=own)
+    return event_frame(entry, user_id, subject=subject, own=own, letter=letter)
 
 
 async def _seen_subject(reads: Reads, entry: LogEntry, member: Member, now: Milliseconds) -> LogEntry | None:

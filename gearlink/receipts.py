@@ -20,6 +20,7 @@ from msgspec import UNSET, structs
 
 from config import limits
 from gearlink.accounts import Actor
+from gearlink.ciphertexts import forget_acknowledged
 from gearlink.clock import Clock, rfc3339
 from gearlink.cursors import page_of
 from gearlink.journal import logger
@@ -84,8 +85,16 @@ class _Moved:
         return self.conversation.member_count > limits.RECEIPTS_TOLD_MEMBERS_MAX
 
 
+@dataclass(slots=True)
+class _Room:
+    """How many envelopes may still be deleted in this change."""
+
+    envelopes: int = limits.ENVELOPES_ERASED_MAX
+
+
 class Receipts:
-    """Owned by one task: `run`. `acknowledge` and `note_read` only take a note of it. `chance` is from 0 to 1."""
+    """Owned by one task: `run`. `acknowledge` and `note_read` only take a note of it. `chance` is from 0 to 1;
+    `acknowledged` hears of encrypted conversations in which something was, once that is stored."""
 
     def __init__(
         self,
@@ -94,9 +103,11 @@ class Receipts:
         messages: Messages,
         pressure: Pressure,
         chance: Callable[[], float] = random.random,
+        *,
+        acknowledged: Callable[[str], None] = lambda _conversation_id: None,
     ) -> None:
         self._store, self._clock, self._messages, self._pressure = store, clock, messages, pressure
-        self._chance = chance
+        self._chance, self._acknowledged = chance, acknowledged
         # One a device and conversation, however often it moves. Frames wait at RECEIPTS_PENDING_MAX; what a resume notes
         # on top of that is one for each conversation of a device.
         self._pending: dict[_Key, _Noted] = {}
@@ -158,16 +169,17 @@ class Receipts:
 
     async def _store_marks(self, marks: dict[_Key, _Noted]) -> None:
         now = self._clock.now()
+        moved: dict[str, _Moved] = {}
 
         async def change(tx: Transaction) -> None:
-            moved: dict[str, _Moved] = {}
+            room = _Room()
             for (conversation_id, user_id, device_id), mark in marks.items():
                 if conversation_id not in moved:
                     conversation = await tx.get(Conversation, conversation_id)
                     if conversation is None:  # deleted since
                         continue
                     moved[conversation_id] = _Moved(conversation)
-                await _move(tx, moved[conversation_id], user_id, device_id, mark, now)
+                await _move(tx, moved[conversation_id], user_id, device_id, mark, now, room)
             for conversation_id, each in moved.items():
                 if each.delivered:
                     tx.announce(Delivered(conversation_id, tuple(each.delivered)))
@@ -175,6 +187,9 @@ class Receipts:
                     tx.announce(Read(conversation_id, tuple(each.read), tuple(each.kept)))
 
         await self._store.write(change)
+        for conversation_id, each in moved.items():
+            if each.conversation.encryption == "e2ee":
+                self._acknowledged(conversation_id)
 
     async def moved_since(self, conversation_id: str, user_id: str, since: int) -> tuple[Delivered, Read]:
         """The marks that moved at or after `since` (wall time), for a device of `user_id` that was away.
@@ -256,7 +271,9 @@ def _read_mark(member: Member) -> Mark:
     return Mark(member.user_id, "", member.read_sequence, member.read_at)
 
 
-async def _move(tx: Transaction, moved: _Moved, user_id: str, device_id: str, mark: _Noted, now: int) -> None:
+async def _move(
+    tx: Transaction, moved: _Moved, user_id: str, device_id: str, mark: _Noted, now: int, room: _Room
+) -> None:
     """Moves the marks of one device forward, and adds to `moved` who is to be told of that."""
     conversation_id = moved.conversation.conversation_id
     member = await tx.get(Member, conversation_id, user_id)
@@ -264,6 +281,8 @@ async def _move(tx: Transaction, moved: _Moved, user_id: str, device_id: str, ma
     if member is None or head is None:  # they left since
         return
     delivered, read = min(mark.delivered, head.sequence), min(mark.read, head.sequence)
+    if moved.conversation.encryption == "e2ee":  # an envelope is there until its device has it
+        room.envelopes -= await forget_acknowledged(tx, conversation_id, device_id, delivered, room.envelopes)
     has_received = await _deliver(tx, conversation_id, user_id, device_id, delivered, now)
     has_read = read > member.read_sequence
     if has_read:

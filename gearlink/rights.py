@@ -82,6 +82,11 @@ def settings_of(conversation: Conversation) -> ConversationSettings:
     return conversation.settings or DEFAULT_SETTINGS[conversation.type]
 
 
+def has_roster(conversation: Conversation) -> bool:
+    """Encrypted and of many: who is in it is signed by its owners and admins (`gearlink.rosters`)."""
+    return conversation.encryption == "e2ee" and conversation.type != "direct"
+
+
 def holders(conversation: Conversation, right: Right) -> frozenset[Role]:
     """The roles that have `right` in this conversation."""
     if conversation.type != "direct" and (setting := SETTLED.get(right)):

@@ -27,7 +27,7 @@ from storage.records import Account, Conversation, Due, Scheduled, Sent
 from storage.store import Store, Transaction
 
 SEND = "send"  # of `Due.what`
-_FIELDS = tuple(field.name for field in structs.fields(MessageForm))
+_FIELDS = tuple(field.name for field in structs.fields(ScheduleForm) if field.name != "send_at")
 
 
 def parse_time(text: str, path: str) -> Milliseconds:

@@ -16,8 +16,11 @@ from config import limits
 from gearlink import journal
 from gearlink.accounts import Actor, own_user_view
 from gearlink.admission import ERASE_ACCOUNT, end_all_sessions, find_account, remove_device, undelete
+from gearlink.archives import erase_all
 from gearlink.avatars import drop
 from gearlink.clock import DAY, Clock, Milliseconds
+from gearlink.device_lists import DeviceLists, Turn
+from gearlink.device_news import tell
 from gearlink.errors import FORBIDDEN, LAST_OWNER, NOT_AUTHENTICATED, TOO_LATE, Refusal
 from gearlink.journal import Metrics
 from gearlink.members import withdraw
@@ -25,6 +28,7 @@ from gearlink.verification import phone_hash
 from gearlink.views import User
 from storage.records import (
     Account,
+    AccountKey,
     Block,
     Contact,
     Departure,
@@ -55,8 +59,8 @@ _BY_USER: Final[
 class Standing:
     """The rules of suspension and deletion over a store. `who` is a phone number (`+…`), a username or an id."""
 
-    def __init__(self, store: Store, clock: Clock, metrics: Metrics) -> None:
-        self._store, self._clock, self._metrics = store, clock, metrics
+    def __init__(self, store: Store, clock: Clock, metrics: Metrics, lists: DeviceLists) -> None:
+        self._store, self._clock, self._metrics, self._lists = store, clock, metrics, lists
 
     # --- suspension --------------------------------------------------------------------------------------------------
 
@@ -71,22 +75,24 @@ class Standing:
     async def _suspend(self, who: str, actor: Actor | None) -> User:
         now = self._clock.now()
 
-        async def change(tx: Transaction) -> tuple[Account, bool]:
+        async def change(tx: Transaction) -> tuple[Account, Turn | None]:
             account = await find_account(tx, who)
             if actor is not None:
                 await _require_admin(tx, actor)
                 if account.user_id == actor.user_id:
                     raise Refusal(FORBIDDEN, "Admins cannot suspend themselves: another admin or the operator can")
             if account.suspended_at:
-                return account, False
+                return account, None
             account = replace(account, suspended_at=now, updated_at=now)
             tx.put(account)
-            await end_all_sessions(tx, account.user_id)
-            return account, True
+            async with self._lists.altering(tx, account.user_id) as turn:
+                await end_all_sessions(tx, account.user_id)
+            return account, turn
 
-        account, is_new = await self._store.write(change)
-        if is_new:
+        account, turn = await self._store.write(change)
+        if turn is not None:
             self._audit("account-suspended", account, actor)
+            await tell(self._store, turn)
         return own_user_view(account)
 
     async def lift_by(self, actor: Actor, user_id: str) -> None:
@@ -139,7 +145,7 @@ class Standing:
         heir_id = await self._admin_but(actor)
         now = self._clock.now()
 
-        async def change(tx: Transaction) -> Account | None:
+        async def change(tx: Transaction) -> tuple[Account, Turn] | None:
             account = await tx.get(Account, actor.user_id)
             if account is None or account.deleted_at:
                 raise Refusal(NOT_AUTHENTICATED)
@@ -147,26 +153,39 @@ class Standing:
                 heir = await tx.get(Account, heir_id)
                 if heir is None or not (heir.is_admin and heir.is_active):
                     return None
-            return await _delete(tx, account, now)
+            return await self._delete(tx, account, now)
 
         while (deleted := await self._store.write(change)) is None:  # the other admin has gone meanwhile
             heir_id = await self._admin_but(actor)
-        self._audit("account-deleted", deleted, actor)
+        account, turn = deleted
+        self._audit("account-deleted", account, actor)
+        await tell(self._store, turn)
 
     async def delete(self, who: str) -> User:
         """For operators: the same, for any account. Raises Refusal `not-found`."""
         now = self._clock.now()
 
-        async def change(tx: Transaction) -> tuple[Account, bool]:
+        async def change(tx: Transaction) -> tuple[Account, Turn | None]:
             account = await find_account(tx, who)
             if account.deleted_at:
-                return account, False
-            return await _delete(tx, account, now), True
+                return account, None
+            return await self._delete(tx, account, now)
 
-        account, is_new = await self._store.write(change)
-        if is_new:
+        account, turn = await self._store.write(change)
+        if turn is not None:
             self._audit("account-deleted", account, None)
+            await tell(self._store, turn)
         return own_user_view(account)
+
+    async def _delete(self, tx: Transaction, account: Account, now: Milliseconds) -> tuple[Account, Turn]:
+        """The account is gone for everybody. Its number and username stay its own until it is erased."""
+        erase_at = now + limits.ACCOUNT_ERASURE_DAYS * DAY
+        account = replace(account, deleted_at=now, erase_at=erase_at, updated_at=now)
+        tx.put(account)
+        tx.put(Due(erase_at, ERASE_ACCOUNT, account.user_id, 0))
+        async with self._lists.altering(tx, account.user_id) as turn:
+            await end_all_sessions(tx, account.user_id)
+        return account, turn
 
     async def _admin_but(self, actor: Actor) -> str:
         """An admin who remains when `actor` goes; "" if none has to. Raises Refusal `last-owner`."""
@@ -192,6 +211,7 @@ class Standing:
         if not await self._strip(user_id):
             return
         await withdraw(self._store, self._clock, user_id)
+        await erase_all(self._store, self._clock, user_id)
         for kind, field in _BY_USER:
             while await self._erase_rows(kind, field, user_id):
                 pass
@@ -200,8 +220,9 @@ class Standing:
             pass
 
         async def change(tx: Transaction) -> None:
-            for kind in (Privacy, LastSeen, Account):
-                tx.delete(kind, user_id)
+            async with self._lists.altering(tx, user_id):
+                for kind in (Privacy, LastSeen, AccountKey, Account):
+                    tx.delete(kind, user_id)
 
         await self._store.write(change)
         journal.audit(self._metrics, "account-erased", user_id=user_id, by=journal.SERVER)
@@ -240,8 +261,9 @@ class Standing:
 
         async def change(tx: Transaction) -> bool:
             devices = await tx.scan(Device, user_id, limit=1)
-            for device in devices:
-                await remove_device(tx, device)
+            async with self._lists.altering(tx, user_id):
+                for device in devices:
+                    await remove_device(tx, device)
             return bool(devices)
 
         return await self._store.write(change)
@@ -249,16 +271,6 @@ class Standing:
     def _audit(self, event: str, account: Account, actor: Actor | None) -> None:
         by = actor.user_id if actor is not None else journal.OPERATOR
         journal.audit(self._metrics, event, user_id=account.user_id, by=by)
-
-
-async def _delete(tx: Transaction, account: Account, now: Milliseconds) -> Account:
-    """The account is gone for everybody. Its number and username stay its own until it is erased."""
-    erase_at = now + limits.ACCOUNT_ERASURE_DAYS * DAY
-    account = replace(account, deleted_at=now, erase_at=erase_at, updated_at=now)
-    tx.put(account)
-    tx.put(Due(erase_at, ERASE_ACCOUNT, account.user_id, 0))
-    await end_all_sessions(tx, account.user_id)
-    return account
 
 
 def _lift(tx: Transaction, account: Account, now: Milliseconds) -> Account:

@@ -141,6 +141,19 @@ class Terminal:
             self._out.flush()
         return (await anext(self.lines, "")).strip()
 
+    async def ask_secret(self, question: str, descriptor: int = 0) -> str:
+        """As `ask`; what a person types is not shown. Not while a line is drawn."""
+        if not (self._is_ours and self.interactive and os.isatty(descriptor)):
+            return await self.ask(question)
+        before, silent = termios.tcgetattr(descriptor), termios.tcgetattr(descriptor)
+        silent[3] &= ~termios.ECHO  # of the local flags
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, silent)
+        try:
+            return await self.ask(question)
+        finally:
+            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+            self._put(self._out, "\n")  # the one that was typed was not shown either
+
     @contextlib.contextmanager
     def editing(self, on_key: Callable[[], None], descriptor: int = 0) -> Iterator[None]:
         """Draws the line that a person types for as long as the block lasts, if this is a terminal that can be drawn on.

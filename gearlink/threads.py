@@ -68,7 +68,7 @@ class Threads:
         sight = await visible_message(self._store, actor.user_id, message_id, Right.READ, now)
         member, thread_id = sight.member, _thread_id(sight)
         root = await message_entry(self._store, thread_id)
-        root_view = await self._shown(member, root, now)
+        root_view = await self._shown(actor, member, root, now)
         replies = await self._store.scan(
             ThreadReply,
             thread_id,
@@ -78,7 +78,7 @@ class Threads:
             reverse=after is None,
         )
         entries = [await self._store.get(LogEntry, member.conversation_id, reply.sequence) for reply in replies[:limit]]
-        items = [view for entry in entries if (view := await self._shown(member, entry, now)) is not None]
+        items = [view for entry in entries if (view := await self._shown(actor, member, entry, now)) is not None]
         return ThreadPage(
             root=root_view,
             reply_count=await self._reply_count(member, thread_id, root if root_view is not None else None),
@@ -102,7 +102,7 @@ class Threads:
             limit=limit + 1,
             reverse=True,
         )
-        items = [view for thread in found[:limit] if (view := await self._line(member, thread, now)) is not None]
+        items = [view for thread in found[:limit] if (view := await self._line(actor, member, thread, now)) is not None]
         return Page(
             items=items, next=encode_cursor(str(found[limit - 1].root_sequence)) if len(found) > limit else None
         )
@@ -128,9 +128,9 @@ class Threads:
 
         await self._store.write(change)
 
-    async def _line(self, member: Member, thread: Thread, now: Milliseconds) -> ThreadView | None:
+    async def _line(self, actor: Actor, member: Member, thread: Thread, now: Milliseconds) -> ThreadView | None:
         root = await self._store.get(LogEntry, member.conversation_id, thread.root_sequence)
-        root_view = await self._shown(member, root, now)
+        root_view = await self._shown(actor, member, root, now)
         if root_view is None:
             return None
         last = await self._store.get(LogEntry, member.conversation_id, thread.last_sequence)
@@ -138,13 +138,15 @@ class Threads:
             root=root_view,
             reply_count=thread.reply_count,
             unread_count=await self._unread_count(member, thread.thread_id),
-            last_reply=await self._shown(member, last, now),
+            last_reply=await self._shown(actor, member, last, now),
         )
 
-    async def _shown(self, member: Member, entry: LogEntry | None, now: Milliseconds) -> MessageView | None:
+    async def _shown(
+        self, actor: Actor, member: Member, entry: LogEntry | None, now: Milliseconds
+    ) -> MessageView | None:
         if entry is None or not await is_visible(self._store, entry, member, now):
             return None
-        return await shown(self._store, entry, member, now)
+        return await shown(self._store, entry, member, now, device_id=actor.device_id)
 
     async def _reply_count(self, member: Member, thread_id: str, root: LogEntry | None) -> int:
         """All of them for somebody who sees where it began; else those that they may see, up to a bound."""

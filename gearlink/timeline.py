@@ -12,11 +12,23 @@ from msgspec import UNSET, UnsetType
 from config import limits
 from gearlink import protocol
 from gearlink.clock import rfc3339
-from gearlink.views import MessageView, PollOption, PollView, QuoteView, ReactionView, SettingsView
+from gearlink.prekeys import encoded
+from gearlink.views import (
+    DoubleRatchetView,
+    EnvelopeView,
+    MessageView,
+    PollOption,
+    PollView,
+    QuoteView,
+    ReactionView,
+    SenderKeyView,
+    SettingsView,
+)
 from storage.events import (
     AboutMessage,
     ConversationSettings,
     ConversationUpdated,
+    Letter,
     MemberChanged,
     MemberJoined,
     MemberLeft,
@@ -28,9 +40,12 @@ from storage.events import (
     Plain,
     PollChanged,
     ReactionChanged,
+    Said,
+    Sealed,
+    SilentMessage,
 )
 from storage.notices import Mark
-from storage.records import LogEntry
+from storage.records import Envelope, LogEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +59,20 @@ class Own:
 # --- parts of a message ----------------------------------------------------------------------------------------------
 
 
-def text_of(message: Message) -> str | None:
+def text_of(message: Said) -> str | None:
     return message.content.text if isinstance(message.content, Plain) else None
+
+
+def encrypted_view(content: Sealed, letter: Letter | Envelope | None) -> DoubleRatchetView | SenderKeyView:
+    """The ciphertext as one device is told of it: `letter` is what is there for it alone."""
+    if content.scheme == "sender-key":
+        return SenderKeyView(key_id=content.key_id, body=encoded(content.body) if content.body else None)
+    if letter is None:
+        return DoubleRatchetView(envelopes=[])
+    envelope = EnvelopeView(
+        user_id=letter.user_id, device_id=letter.device_id, type=letter.type, body=encoded(letter.body)
+    )
+    return DoubleRatchetView(envelopes=[envelope])
 
 
 def quote_view(quoted: LogEntry | None) -> QuoteView | None:
@@ -112,11 +139,17 @@ def avatar_url(avatar_id: str) -> str | None:
 
 
 def message_view(
-    entry: LogEntry, for_user_id: str, *, quoted: LogEntry | UnsetType | None = None, own: Own | None = None
+    entry: LogEntry,
+    for_user_id: str,
+    *,
+    quoted: LogEntry | UnsetType | None = None,
+    own: Own | None = None,
+    letter: Letter | Envelope | None = None,
 ) -> MessageView:
-    """`entry` as an item of the history for this user; `quoted` is what it replies to, UNSET where that is not told."""
+    """`entry` as an item of the history for this user; `quoted` is what it replies to, UNSET where that is not told.
+    `letter` is what there is in it for the device that is told."""
     event = entry.event
-    if not isinstance(event, Message):
+    if not isinstance(event, Message) and not isinstance(event, Said):  # to be one exactly is told faster
         return MessageView(
             id=event.event_id,
             conversation_id=entry.conversation_id,
@@ -127,19 +160,23 @@ def message_view(
             sequence_number=entry.sequence,
             created_at=rfc3339(event.at),
         )
+    text = text_of(event)
     view = MessageView(
         id=event.event_id,
         conversation_id=entry.conversation_id,
         sender_id=event.actor_id,
         sender_device_id=event.device_id or None,
         kind=event.kind,
-        content=text_of(event),
+        content=text,
         sequence_number=entry.sequence,
         created_at=rfc3339(event.at),
     )
     if event.actor_id == for_user_id:
         view.temp_id = event.temp_id
-    _add_extras(view, event, quoted, own)
+    if text is None and isinstance(event.content, Sealed):
+        view.encrypted = encrypted_view(event.content, letter)
+    if isinstance(event, Message):
+        _add_extras(view, event, quoted, own)
     return view
 
 
@@ -172,16 +209,23 @@ def _add_extras(view: MessageView, message: Message, quoted: LogEntry | UnsetTyp
 
 
 def event_frame(
-    entry: LogEntry, for_user_id: str = "", *, subject: LogEntry | None = None, own: Own | None = None
+    entry: LogEntry,
+    for_user_id: str = "",
+    *,
+    subject: LogEntry | None = None,
+    own: Own | None = None,
+    letter: Letter | Envelope | None = None,
 ) -> protocol.AnyServerFrame:
     """`entry` as it is told over a socket to this user ("" is anybody but the sender).
 
-    `subject` is the message that it amends, or replies to. Where nothing is left of an amended one, or this user may not
-    see it, it is told as gone.
+    `letter` is what there is in it for the device that is told. `subject` is the message that it amends, or replies to.
+    Where nothing is left of an amended one, or this user may not see it, it is told as gone.
     """
     event = entry.event
     if isinstance(event, Message):
-        return protocol.MessageNew(message=message_view(entry, for_user_id, quoted=subject, own=own))
+        return protocol.MessageNew(message=message_view(entry, for_user_id, quoted=subject, own=own, letter=letter))
+    if isinstance(event, SilentMessage):
+        return protocol.MessageNew(message=message_view(entry, for_user_id, letter=letter))
     if isinstance(event, AboutMessage):
         return _about_frame(entry, event, for_user_id, subject, own)
     if isinstance(event, MessagesExpired):

@@ -41,7 +41,27 @@ Audience = Literal["everyone", "contacts", "nobody"]
 DeviceType = Literal["ios", "android", "web", "desktop", "bot"]
 ConversationType = Literal["direct", "group", "channel"]
 Encryption = Literal["server", "e2ee"]
+ArchiveKind = Literal["backup", "transfer"]
+DecryptionReason = Literal[
+    "no-session", "unknown-pre-key", "bad-message", "no-sender-key", "bad-signature", "no-envelope", "expired",
+    "unreadable-letter", "misdirected", "unknown-device",
+]  # fmt: skip
+"""Why a device could not read something: `docs/encryption.md`, "When something cannot be read"."""
 SendKind = Literal["text", "image", "video", "audio", "voice", "file", "location", "contact", "poll"]
+SilentKind = Literal["key-distribution", "control"]
+"""What programs say to one another, encrypted: it has a number, and is no item of the history."""
+EnvelopeType = Literal["prekey", "message"]
+CIPHERTEXT_CHARS_MAX: Final = -(-limits.CIPHERTEXT_BYTES_MAX * 4 // 3)
+_END: Final = "$(?![\\s\\S])"  # in Python `$` also matches before a line break at the end
+SenderKeyId = Annotated[
+    str, Meta(pattern=f"^[A-Za-z0-9_-]{{1,{limits.KEY_ID_CHARS_MAX}}}{_END}", max_length=limits.KEY_ID_CHARS_MAX)
+]
+DevicesDigest = Annotated[
+    str, Meta(pattern=f"^[A-Za-z0-9_-]{{43}}{_END}", max_length=43, description="32 bytes in base64url without padding")
+]
+Ciphertext = Annotated[
+    str, Meta(min_length=2, max_length=CIPHERTEXT_CHARS_MAX, description="canonical base64url without padding")
+]
 
 
 class Request(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=True):
@@ -59,6 +79,14 @@ class Page(Answer, Generic[T]):
     next: str | None = None
 
 
+class DeviceRef(Answer):
+    """A device, by whose it is. In a refusal `stale-devices` it stands among those that lack an envelope, that should
+    have none, or whose identity key is another one."""
+
+    user_id: str
+    device_id: str
+
+
 class Problem(Answer):
     """RFC 9457 problem details."""
 
@@ -69,6 +97,10 @@ class Problem(Answer):
     code: str
     correlation_id: str
     errors: list[dict[str, str]] | UnsetType = UNSET
+    version: int | UnsetType = UNSET
+    missing: list[DeviceRef] | UnsetType = UNSET
+    extra: list[DeviceRef] | UnsetType = UNSET
+    changed: list[DeviceRef] | UnsetType = UNSET
 
 
 # --- people ----------------------------------------------------------------------------------------------------------
@@ -118,20 +150,44 @@ class DeviceBundle(Answer):
     signed_pre_key: SignedPreKeyView
     one_time_pre_key: OneTimePreKeyView | UnsetType = UNSET
     last_resort_pre_key: SignedPreKeyView | UnsetType = UNSET
+    certificate: str | UnsetType = UNSET
 
 
 class ClaimedKeys(Answer):
+    """`accountKey` is there if the user has one; then each device has a certificate under it."""
+
     devices: list[DeviceBundle]
+    account_key: str | UnsetType = UNSET
 
 
 class DeviceIdentity(Answer):
     device_id: str
     identity_key: str
     identity_changed_at: Timestamp | UnsetType = UNSET
+    certificate: str | UnsetType = UNSET
 
 
 class DeviceIdentities(Answer):
     devices: list[DeviceIdentity]
+    account_key: str | UnsetType = UNSET
+    account_key_changed_at: Timestamp | UnsetType = UNSET
+
+
+class ConversationDevice(Answer):
+    """A device for which messages of a conversation are encrypted."""
+
+    user_id: str
+    device_id: str
+    identity_key: str
+    certificate: str | UnsetType = UNSET
+
+
+class ConversationDevices(Answer):
+    """All of them, in the order of the digest, and the account keys of those members who have one."""
+
+    digest: str
+    account_keys: dict[str, str]
+    devices: list[ConversationDevice]
 
 
 class KeyStatus(Answer):
@@ -139,6 +195,19 @@ class KeyStatus(Answer):
 
     one_time_remaining: int
     digest: str | None
+
+
+class ArchiveView(Answer):
+    """Something encrypted that a user keeps here; chunks are numbered from 0. `device_id` made it."""
+
+    archive_id: str
+    kind: ArchiveKind
+    device_id: str
+    chunk_count: int
+    size_bytes: int
+    created_at: Timestamp
+    updated_at: Timestamp
+    expires_at: Timestamp | UnsetType = UNSET
 
 
 class PrivacyView(Answer):
@@ -222,6 +291,28 @@ class RevisionView(Answer):
     written_at: Timestamp
 
 
+class EnvelopeView(Answer):
+    """What one device alone can read."""
+
+    user_id: str
+    device_id: str
+    type: EnvelopeType
+    body: str
+
+
+class DoubleRatchetView(Answer, tag_field="scheme", tag="double-ratchet"):
+    """`envelopes` holds the one of the device that is told; none where there is none for it, or it was dropped."""
+
+    envelopes: list[EnvelopeView]
+
+
+class SenderKeyView(Answer, tag_field="scheme", tag="sender-key"):
+    """One body for all; `body` is null once it was dropped."""
+
+    key_id: str
+    body: str | None
+
+
 class MessageView(Answer):
     """A message. `temp_id` is there for its sender's own devices only. What the server sent by itself has no device: a
     system message, or one that was scheduled."""
@@ -247,6 +338,7 @@ class MessageView(Answer):
     deleted_at: Timestamp | UnsetType = UNSET
     deleted_by: str | UnsetType = UNSET
     pinned_at: Timestamp | UnsetType = UNSET
+    encrypted: DoubleRatchetView | SenderKeyView | UnsetType = UNSET
 
 
 class ThreadView(Answer):
@@ -345,6 +437,14 @@ class ConversationView(Answer):
     archived: bool = False
     pinned_at: Timestamp | None = None
     join_request_count: int | UnsetType = UNSET
+
+
+class RosterStatement(Answer):
+    """One link of the chain that says who is in an encrypted group: the exact text, and the signature over it."""
+
+    version: int
+    statement: str
+    signature: str
 
 
 class BanView(Answer):

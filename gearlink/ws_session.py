@@ -163,6 +163,7 @@ def _error(
         retry_after_ms=UNSET if wait is None else int(wait * 1000) + 1,
         ref=UNSET if ref is None else ref,
         temp_id=UNSET if temp_id is None else temp_id,
+        **refusal.devices,
     )
 
 

@@ -16,6 +16,8 @@ Role = Literal["owner", "admin", "member"]
 Audience = Literal["everyone", "contacts", "nobody"]
 Reach = Literal["everyone", "admins", "owners"]
 DeviceType = Literal["ios", "android", "web", "desktop", "bot"]
+EnvelopeType = Literal["prekey", "message"]
+ArchiveKind = Literal["backup", "transfer"]
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):
@@ -29,9 +31,24 @@ class Plain(msgspec.Struct, frozen=True, array_like=True, tag="p"):
 
 
 class Sealed(msgspec.Struct, frozen=True, array_like=True, tag="s"):
-    """Ciphertext. The server stores it and hands it on, and can do nothing else with it."""
+    """Ciphertext. The server stores it and hands it on, and can do nothing else with it.
+
+    Either one `body` for all who have the sender key `key_id`, empty once it was dropped; or an envelope for each of
+    `devices`, which stand apart from the message (`storage.records.Envelope`).
+    """
 
     scheme: str
+    body: bytes
+    key_id: str = ""
+    devices: tuple[str, ...] = ()
+
+
+class Letter(Part, frozen=True):
+    """What is to go into the envelope of one device."""
+
+    user_id: str
+    device_id: str
+    type: EnvelopeType
     body: bytes
 
 
@@ -82,8 +99,17 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
     at: int
 
 
-class Message(Event, frozen=True, tag="m"):
-    """`temp_id` is the sender's own name for it and is told to nobody else. Without content it is a tombstone.
+class Said(Event, frozen=True):
+    """Base of what a device says to the others. `temp_id` is the sender's own name for it and is told to nobody else."""
+
+    device_id: str
+    kind: str
+    content: Plain | Sealed | None
+    temp_id: str
+
+
+class Message(Said, frozen=True, tag="m"):
+    """Without content it is a tombstone.
 
     `thread_id` is the message that its chain of replies began with; `forwarded` how often it was handed on; `expires_at`
     when it disappears, 0 for never; `deleted_by` who took it away for everyone. "all" among `mentions` is everybody.
@@ -105,6 +131,10 @@ class Message(Event, frozen=True, tag="m"):
     pinned_at: int = 0
     reactions: tuple[Tally, ...] = ()
     poll: Poll | None = None
+
+
+class SilentMessage(Said, frozen=True, tag="q"):
+    """What programs say to one another, encrypted: told like a message, and no item of the history."""
 
 
 class MemberJoined(Event, frozen=True, tag="j"):
@@ -178,7 +208,9 @@ class MessagesExpired(Event, frozen=True, tag="x"):
     message_ids: tuple[str, ...]
 
 
-AmendingEvent = MessageEdited | MessageDeleted | ReactionChanged | PollChanged | MessageExpired | MessagesExpired
+AmendingEvent = (
+    MessageEdited | MessageDeleted | ReactionChanged | PollChanged | MessageExpired | MessagesExpired | SilentMessage
+)
 """What is told on sockets but is no item of the history."""
 
 LogEvent = Message | MemberJoined | MemberLeft | MemberChanged | ConversationUpdated | MessagePinned | AmendingEvent

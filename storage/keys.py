@@ -162,6 +162,13 @@ _CATALOGUE = (
     Table("due", records.Due, at=_SEQ, what=_TEXT, subject_id=_ID, number=_SEQ),
     Table("device_keys", records.DeviceKeys, user_id=_ID, device_id=_ID),
     Table("one_time_pre_keys", records.OneTimePreKey, user_id=_ID, device_id=_ID, key_id=_SEQ),
+    Table("account_keys", records.AccountKey, user_id=_ID),
+    Table("introduced", records.Introduced, device_id=_ID, by_device_id=_ID),
+    Table("roster_statements", records.RosterStatement, conversation_id=_ID, version=_SEQ),
+    Table("archives", records.Archive, user_id=_ID, archive_id=_ID),
+    Table("envelopes", records.Envelope, conversation_id=_ID, device_id=_ID, sequence=_SEQ),
+    Table("undropped", records.Undropped, conversation_id=_ID),
+    Table("archive_chunks", records.ArchiveChunk, user_id=_ID, archive_id=_ID, number=_SEQ),
 )
 TABLES: dict[type[Any], Table] = {table.kind: table for table in _CATALOGUE}
 assert len({table.name for table in _CATALOGUE}) == len(_CATALOGUE)

@@ -41,6 +41,8 @@ STEPS: tuple[Step, ...] = (
     Step(1, 1, "first layout: tables as in storage.keys, and an epoch", _first_layout),
     # A program of format 1 would take the numbers of amendments for lost messages.
     Step(2, 2, "messages that are edited, deleted, reacted to and scheduled; settings, blocks, links", _nothing),
+    # A program of format 2 knows no letters between devices: it would take them for damage.
+    Step(3, 3, "encrypted messages and their envelopes, account keys and certificates, rosters, archives", _nothing),
 )
 FORMAT_NOW = STEPS[-1].number
 

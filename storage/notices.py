@@ -5,15 +5,17 @@ The hub makes frames of them; they are never stored. This module knows no frame 
 
 import msgspec
 
+from storage.events import Letter
 from storage.records import Conversation, LogEntry, Member, Record
 
 
 class Appended(msgspec.Struct, frozen=True, tag=True):
     """An entry is in the log and synced. `subject` is the message that it is about as it is now: the one that was
-    amended, or the one that a message replies to; None if there is none."""
+    amended, or the one that a message replies to; None if there is none. `letters` are for one device each."""
 
     entry: LogEntry
     subject: LogEntry | None = None
+    letters: tuple[Letter, ...] = ()
 
 
 class Admitted(msgspec.Struct, frozen=True, tag=True):
@@ -70,6 +72,22 @@ class IdentityChanged(msgspec.Struct, frozen=True, tag=True):
     conversation_ids: tuple[str, ...]
 
 
+class DeviceCounts(msgspec.Struct, frozen=True, tag=True):
+    """Messages in these encrypted conversations are for this device too from now on; or, without `counts`, no longer."""
+
+    user_id: str
+    device_id: str
+    counts: bool
+    conversation_ids: tuple[str, ...]
+
+
+class RosterChanged(msgspec.Struct, frozen=True, tag=True):
+    """The roster of this conversation goes as far as `version`."""
+
+    conversation_id: str
+    version: int
+
+
 class Mark(msgspec.Struct, frozen=True, array_like=True):
     """Up to `sequence`, on account of this device of the user."""
 
@@ -114,6 +132,8 @@ Notice = (
     | DeviceRemoved
     | KeysLow
     | IdentityChanged
+    | DeviceCounts
+    | RosterChanged
     | Delivered
     | Read
 )

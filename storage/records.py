@@ -11,11 +11,14 @@ from msgspec import structs
 
 from storage.events import (
     AmendingEvent,
+    ArchiveKind,
     Audience,
     ConversationSettings,
     ConversationType,
     DeviceType,
     Encryption,
+    EnvelopeType,
+    Letter,
     LogEvent,
     Message,
     Plain,
@@ -341,7 +344,8 @@ class LogEntry(Record, frozen=True):
 
 
 class Amendment(LogEntry, frozen=True):
-    """An event that amends an earlier message: told on sockets like any other, but no item of the history."""
+    """An event that amends an earlier message, or a silent one: told on sockets like any other, but no item of the
+    history."""
 
 
 class Head(Record, frozen=True):
@@ -356,7 +360,7 @@ class Head(Record, frozen=True):
 def following(head: Head | None, conversation_id: str, event: LogEvent) -> tuple[LogEntry, Head]:
     """`event` as the entry that comes next in a log that goes as far as `head`, and how far it goes with it.
 
-    What amends an earlier message is no activity that moves a conversation up in a list.
+    What amends an earlier message, or is silent, is no activity that moves a conversation up in a list.
     """
     head = head or Head(conversation_id, 0, 0, 0)
     sequence = head.sequence + 1
@@ -367,10 +371,35 @@ def following(head: Head | None, conversation_id: str, event: LogEvent) -> tuple
     return LogEntry(conversation_id, sequence, event), Head(conversation_id, sequence, head.message_sequence, event.at)
 
 
+class Envelope(Record, frozen=True):
+    """What one device alone can read of the message with this number; it is deleted once the device has it."""
+
+    conversation_id: str
+    device_id: str
+    sequence: int
+    user_id: str
+    type: EnvelopeType
+    body: bytes
+
+
+def enveloped(entry: LogEntry, letter: Letter) -> Envelope:
+    """The envelope of `letter`, which came with the message of `entry`."""
+    return Envelope(entry.conversation_id, letter.device_id, entry.sequence, letter.user_id, letter.type, letter.body)
+
+
 class MessageIndex(Record, frozen=True):
     message_id: str
     conversation_id: str
     sequence: int
+
+
+class Undropped(Record, frozen=True):
+    """The log may hold ciphertext from `sequence` on, and holds none before. Up to `ahead` it holds none of the device
+    that has acknowledged least."""
+
+    conversation_id: str
+    sequence: int
+    ahead: int = 0
 
 
 class Purge(Record, frozen=True):
@@ -522,7 +551,8 @@ class DeviceKeys(Record, frozen=True):
     went, and how far they were handed out, as key ids.
 
     What was handed out is deleted; knowing how far that went keeps a claim from stepping over what is no more. Under
-    another `epoch` than the store's the one-time pre-keys may have been handed out since, and are void.
+    another `epoch` than the store's the one-time pre-keys may have been handed out since, and are void. `certificate` is
+    the signature of the user's account key over the identity key, both as they are now; empty if there is none.
     """
 
     user_id: str
@@ -536,6 +566,23 @@ class DeviceKeys(Record, frozen=True):
     uploaded_key_id: int
     handed_out_key_id: int = 0
     identity_changed_at: int = 0
+    certificate: bytes = b""
+
+
+class AccountKey(Record, frozen=True):
+    """The Ed25519 key by which a user says which devices are theirs; `changed_at` is 0 if it was never another one."""
+
+    user_id: str
+    account_key: bytes
+    changed_at: int = 0
+
+
+class Introduced(Record, frozen=True):
+    """The keys of a device whose identity key was once another one were given to `by_device_id` under this one."""
+
+    device_id: str
+    by_device_id: str
+    identity_key: bytes
 
 
 class OneTimePreKey(Record, frozen=True):
@@ -545,3 +592,43 @@ class OneTimePreKey(Record, frozen=True):
     device_id: str
     key_id: int
     public_key: bytes
+
+
+# --- what the server keeps and cannot read -------------------------------------------------------------------------------
+
+
+class RosterStatement(Record, frozen=True):
+    """One statement of who is in an encrypted group, as text, with the signature over it. Versions count from 1 without
+    a gap. `total_bytes` is what all statements up to this one take."""
+
+    conversation_id: str
+    version: int
+    statement: str
+    signature: bytes
+    total_bytes: int
+    published_at: int
+
+
+class Archive(Record, frozen=True):
+    """A row of chunks that a user keeps, made by a device. From `expires_at` on, unless that is 0, it is there for nobody;
+    its chunks are erased from the end, and `chunk_count` says how many are left."""
+
+    user_id: str
+    archive_id: str
+    kind: ArchiveKind
+    device_id: str
+    created_at: int
+    updated_at: int
+    chunk_count: int = 0
+    size_bytes: int = 0
+    expires_at: int = 0
+
+    def is_over(self, now: int) -> bool:
+        return 0 < self.expires_at <= now
+
+
+class ArchiveChunk(Record, frozen=True):
+    user_id: str
+    archive_id: str
+    number: int
+    data: bytes

@@ -16,7 +16,7 @@ Log sequence numbers start at 1 and have no gaps. The seam knows nothing of user
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
-from storage.events import LogEvent
+from storage.events import Letter, LogEvent
 from storage.notices import Notice
 from storage.records import LogEntry, Record
 
@@ -89,11 +89,17 @@ class Transaction(Reads, Protocol):
 
     def delete(self, kind: type[Record], *key: KeyPart) -> None: ...
 
-    async def append(self, conversation_id: str, event: LogEvent, subject: LogEntry | None = None) -> int:
+    async def append(
+        self,
+        conversation_id: str,
+        event: LogEvent,
+        subject: LogEntry | None = None,
+        letters: tuple[Letter, ...] = (),
+    ) -> int:
         """Puts `event` at the end of the conversation's log, announces it, and returns its sequence number.
 
         `subject` is the message that it is about, announced along with it: for an `AboutMessage` as it is from now on,
-        and then written as well; for a message the one that it replies to.
+        and then written as well; for a message the one that it replies to. `letters` are written as `Envelope`s.
         """
 
     def announce(self, notice: Notice) -> None:

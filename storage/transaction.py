@@ -9,10 +9,10 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from storage.engine import Engine
-from storage.events import AboutMessage, LogEvent
+from storage.events import AboutMessage, Letter, LogEvent
 from storage.keys import TABLES, Table
 from storage.notices import Appended, Notice
-from storage.records import Conversation, Head, LogEntry, Member, Record, following
+from storage.records import Conversation, Head, LogEntry, Member, Record, enveloped, following
 from storage.store import KeyPart
 
 R = TypeVar("R", bound=Record)
@@ -137,13 +137,21 @@ class WriteTransaction:
         table = TABLES[kind]
         self.puts.put((table.name, table.key(*key)), None)
 
-    async def append(self, conversation_id: str, event: LogEvent, subject: LogEntry | None = None) -> int:
+    async def append(
+        self,
+        conversation_id: str,
+        event: LogEvent,
+        subject: LogEntry | None = None,
+        letters: tuple[Letter, ...] = (),
+    ) -> int:
         entry, head = following(await self.get(Head, conversation_id), conversation_id, event)
         self.put(entry)
         self.put(head)
         if subject is not None and isinstance(event, AboutMessage):
             self.put(subject)
-        self.announce(Appended(entry, subject))
+        for letter in letters:
+            self.put(enveloped(entry, letter))
+        self.announce(Appended(entry, subject, letters))
         return entry.sequence
 
     def announce(self, notice: Notice) -> None:

@@ -15,10 +15,10 @@ import trio
 
 from gearlink.clock import Clock, new_id
 from gearlink.sms import Code, NotSent, Send
-from storage.events import AboutMessage, LogEvent
+from storage.events import AboutMessage, Letter, LogEvent
 from storage.keys import TABLES
 from storage.notices import Appended, Notice
-from storage.records import Head, LogEntry, Record, following
+from storage.records import Head, LogEntry, Record, enveloped, following
 from storage.store import KeyPart, Listener, Outcome
 from storage.transaction import drive
 
@@ -181,13 +181,21 @@ class FakeTransaction:
     def delete(self, kind: type[Record], *key: KeyPart) -> None:
         self.changed.setdefault(kind, {})[TABLES[kind].key(*key)] = None
 
-    async def append(self, conversation_id: str, event: LogEvent, subject: LogEntry | None = None) -> int:
+    async def append(
+        self,
+        conversation_id: str,
+        event: LogEvent,
+        subject: LogEntry | None = None,
+        letters: tuple[Letter, ...] = (),
+    ) -> int:
         entry, head = following(await self.get(Head, conversation_id), conversation_id, event)
         self.put(entry)
         self.put(head)
         if subject is not None and isinstance(event, AboutMessage):
             self.put(subject)
-        self.announce(Appended(entry, subject))
+        for letter in letters:
+            self.put(enveloped(entry, letter))
+        self.announce(Appended(entry, subject, letters))
         return entry.sequence
 
     def announce(self, notice: Notice) -> None:

@@ -48,7 +48,7 @@ class Town:
     async def open(self, founder: Actor, *others: Actor, kind: str = "group", **form: Any) -> str:
         """A conversation of theirs; returns its id."""
         ids = [other.user_id for other in others]
-        asked = ConversationForm(type=kind, member_ids=ids, **form)  # type: ignore[arg-type]
+        asked = ConversationForm(type=kind, member_ids=ids, **{"encryption": "server", **form})  # type: ignore[arg-type]
         view, _is_new = await self.conversations.create(founder, asked)
         return view.id
 

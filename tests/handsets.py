@@ -8,6 +8,7 @@ import hashlib
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import Any
+from uuid import UUID
 
 from nacl.bindings import crypto_scalarmult_base
 from nacl.signing import SigningKey, VerifyKey
@@ -67,6 +68,34 @@ class Handset:
     def status(self, remaining: int) -> dict[str, Any]:
         """The answer to `GET /keys/status` if the server holds so many one-time pre-keys."""
         return {"oneTimeRemaining": remaining, "digest": self.digest(remaining)}
+
+
+class Owner:
+    """A user's account key, which says of devices that they are theirs."""
+
+    def __init__(self, seed: str = "ann") -> None:
+        self.key = SigningKey(hashlib.sha256(f"{seed} account".encode()).digest())
+        self.account_key = text(bytes(self.key.verify_key))
+
+    def certify(self, user_id: str, device_id: str, handset: Handset) -> dict[str, str]:
+        """The body of `PUT /devices/{deviceId}/certificate`."""
+        signed = b"GearLink device certificate v1" + UUID(user_id).bytes + UUID(device_id).bytes
+        signature = self.key.sign(signed + bytes(handset.identity.verify_key)).signature
+        return {"accountKey": self.account_key, "signature": text(signature)}
+
+    def verify(self, user_id: str, shown: dict[str, Any]) -> None:
+        """What a caller does with the certificate of a claimed bundle, or a listed device. Raises BadSignatureError."""
+        signed = b"GearLink device certificate v1" + UUID(user_id).bytes + UUID(shown["deviceId"]).bytes
+        self.key.verify_key.verify(signed + _raw(shown["identityKey"]), _raw(shown["certificate"]))
+
+
+def devices_digest(devices: list[tuple[str, str, Handset]]) -> str:
+    """SHA-256 over these devices, by the ids of user and device, as a sender computes it of those it knows."""
+    parts = [
+        UUID(user_id).bytes + UUID(device_id).bytes + bytes(handset.identity.verify_key)
+        for user_id, device_id, handset in devices
+    ]
+    return text(hashlib.sha256(b"".join(sorted(parts))).digest())
 
 
 def _raw(shown: str) -> bytes:

@@ -22,7 +22,10 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket
 from config.load import load
 from gearlink import app, journal
 from gearlink.clock import Clock
+from gearlink.device_lists import counting, joined
 from gearlink.sms import Code
+from storage.records import Conversation, Member
+from storage.store import Transaction
 from tests import traffic
 
 SECRETS = re.compile(r"[+]1555|eyJ[\w-]{10}|canary", re.IGNORECASE)  # what no log line and no metric may hold
@@ -112,7 +115,7 @@ class Person:
 
     async def open(self, kind: str, *others: "Person", **more: Any) -> str:
         """A conversation with others; returns its id."""
-        form = {"type": kind, "memberIds": [other.id for other in others], **more}
+        form = {"type": kind, "memberIds": [other.id for other in others], "encryption": "server", **more}
         answer = await self.http.post("/conversations", json=form)
         return str(answer.raise_for_status().json()["id"])
 
@@ -244,6 +247,7 @@ async def open_house(
             try:
                 async with house.at_end:
                     yield house
+                    complaints += await _stale_lists(house.app)
             finally:
                 house.app.closing.set()
         crashes = house.app.metrics.registry.get_sample_value("connection_crashes_total")
@@ -253,6 +257,22 @@ async def open_house(
     assert crashes == 0 and (errors or '"level":"error"' not in log), log
     assert not SECRETS.search(log), log
     assert not SECRETS.search(figures), figures
+
+
+async def _stale_lists(server: app.House) -> list[str]:
+    """The conversations whose device list in memory is not what is stored: somebody altered that without a word."""
+    lists = server.domain.device_lists
+
+    async def change(tx: Transaction) -> list[str]:
+        found = []
+        for conversation_id in list(lists._lists):
+            members = await tx.scan(Member, conversation_id, limit=100_000)
+            stored = joined([await counting(tx, member.user_id) for member in members])
+            if await tx.get(Conversation, conversation_id) and await lists.of(tx, conversation_id) != stored:
+                found.append(f"the devices of {conversation_id} are not those in memory")
+        return found
+
+    return [] if server.closing.is_set() or server.store.failed.is_set() else await server.store.write(change)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from gearlink import calls, views
 from gearlink.accounts import Actor
 from gearlink.clock import DAY, Clock, rfc3339
 from storage.records import Avatar
-from tests.handsets import Handset
+from tests.handsets import Handset, Owner
 
 ME, OTHER, PLACE = (f"019a0f3e-7c00-7000-8000-00000000000{digit}" for digit in "123")
 AT = "2026-01-31T12:00:00.000Z"
@@ -52,6 +52,9 @@ BUNDLE = views.DeviceBundle(
     device_id=OTHER, identity_key="A" * 43, one_time_pre_key=views.OneTimePreKeyView(key_id=3, public_key="A" * 43),
     signed_pre_key=views.SignedPreKeyView(key_id=1, public_key="A" * 43, signature="A" * 86),
 )  # fmt: skip
+ARCHIVE = views.ArchiveView(
+    archive_id=OTHER, kind="backup", device_id=ME, chunk_count=1, size_bytes=9, created_at=AT, updated_at=AT
+)
 PAIR = calls.TokenPair(access_token="a", refresh_token="r", expires_in_seconds=900)
 
 BODIES: dict[type[Any], Any] = {
@@ -63,6 +66,10 @@ BODIES: dict[type[Any], Any] = {
     calls.ContactForm: {"nickname": "Bobby"},
     calls.PrivacyForm: {"lastSeen": "nobody"},
     calls.KeysForm: Handset().upload(3),
+    calls.RosterForm: {"statement": "{}", "signature": "A" * 86},
+    calls.ArchiveForm: {"kind": "backup"},
+    calls.DecryptionReport: {"counts": {"no-session": 1}},
+    calls.CertificateForm: Owner().certify(ME, OTHER, Handset()),
     calls.ClaimForm: {"userId": OTHER},
     calls.DiscoverForm: {"hashes": ["A" * 43]},
     calls.ConversationForm: {"type": "group", "name": "Room"},
@@ -101,7 +108,18 @@ RESULTS: dict[str, Any] = {
     "Keyring.publish": KEY_STATUS,
     "Keyring.status": KEY_STATUS,
     "Keyring.claim": views.ClaimedKeys(devices=[BUNDLE]),
+    "Keyring.certify": None,
+    "Keyring.devices_in": views.ConversationDevices(
+        digest="A" * 43,
+        account_keys={ME: "A" * 43},
+        devices=[views.ConversationDevice(user_id=ME, device_id=OTHER, identity_key="A" * 43, certificate="A" * 86)],
+    ),
     "Keyring.devices": views.DeviceIdentities(devices=[views.DeviceIdentity(device_id=OTHER, identity_key="A" * 43)]),
+    "Rosters.publish": (1, True),
+    "Rosters.statements": views.Page(items=[views.RosterStatement(version=1, statement="{}", signature="A" * 86)]),
+    "Archives.list": views.Page(items=[ARCHIVE]),
+    "Archives.make": (ARCHIVE, True),
+    "Archives.read": b"a picture",
     "Conversations.create": (CONVERSATION, True),
     "Conversations.list": views.Page(items=[CONVERSATION]),
     "Conversations.view": CONVERSATION,

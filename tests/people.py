@@ -11,6 +11,7 @@ from config.settings import Settings, with_values
 from gearlink import journal
 from gearlink.accounts import Accounts, Actor
 from gearlink.calls import DeviceForm, SignedIn, TokenPair, VerifyConfirm
+from gearlink.device_lists import DeviceLists
 from gearlink.errors import Refusal
 from gearlink.keyring import Keyring
 from gearlink.people import People
@@ -42,11 +43,14 @@ class House:
         self.verification = Verification(
             self.store, self.clock, self.settings, self.metrics, self.pressure, self.sms.open
         )
-        self.accounts = Accounts(self.store, self.clock, self.settings, self.metrics, self.tokens, self.verification)
+        self.device_lists = DeviceLists()
+        self.accounts = Accounts(
+            self.store, self.clock, self.settings, self.metrics, self.tokens, self.verification, self.device_lists
+        )
         self.profiles = Profiles(self.store, self.clock, self.settings)
         self.people = People(self.store, self.clock)
-        self.keyring = Keyring(self.store, self.clock, self.settings)
-        self.standing = Standing(self.store, self.clock, self.metrics)
+        self.keyring = Keyring(self.store, self.clock, self.settings, self.device_lists)
+        self.standing = Standing(self.store, self.clock, self.metrics, self.device_lists)
 
     def set(self, **changes: Any) -> None:
         """What a reload of the settings does."""

@@ -13,6 +13,7 @@ from config.settings import Settings, with_values
 from gearlink.accounts import Actor
 from gearlink.amendments import Amendments
 from gearlink.clock import new_id
+from gearlink.device_lists import DeviceLists
 from gearlink.journal import Metrics
 from gearlink.messages import Messages
 from gearlink.polls import Polls
@@ -54,7 +55,7 @@ class Room:
         self.threads = Threads(self.store, self.clock)
         metrics = Metrics()
         pressure = Pressure(metrics, lambda: 0)
-        self.messages = Messages(self.store, self.clock, budget, pressure, metrics)
+        self.messages = Messages(self.store, self.clock, budget, pressure, metrics, DeviceLists())
         self.amendments = Amendments(self.store, self.clock, budget, self.settings, pressure)
 
     async def admit(self, person: Actor, role: Role = "member", *, joined_sequence: int = 0) -> None:

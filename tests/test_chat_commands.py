@@ -2,8 +2,6 @@
 
 import json
 import re
-import ssl
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,126 +9,24 @@ from typing import Any
 import pytest
 import trio
 
-from gearlink import calls, chat
-from gearlink.chat.command_line import profile_path
 from gearlink.chat.rooms import COMMANDS
 from gearlink.errors import ExitStatus
-from gearlink.sdk import FileState, Options, open_client
-from tests.house import SECONDS_MAX, House, open_house
+from tests.house import SECONDS_MAX
 from tests.pictures import jpeg
-from tests.test_chat import Screen
-
-OPTIONS = Options(ssl_context=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # none is used, and the usual one loads slowly
-
-
-class Town:
-    """A server, people with a profile here, and their screens."""
-
-    def __init__(self, house: House, nursery: trio.Nursery) -> None:
-        self.house, self._nursery = house, nursery
-        self.ids: dict[str, str] = {}
-
-    async def settle(self, *names: str) -> None:
-        """Signs each of them up; their usernames are their names."""
-        for name in names:
-            async with open_client(self.house.url, FileState(profile_path(name)), OPTIONS) as client:
-                asked = await client.request_code(f"+1555125{len(self.ids):04}")
-                code = await self.house.code(asked.verification_id)
-                await client.confirm(asked.verification_id, code, "test", "desktop")
-                user = await client.change_profile(calls.ProfileForm(display_name=name.title(), username=name))
-                self.ids[name] = user.id
-
-    async def code(self, phone_number: str) -> tuple[str, ...]:
-        """What `signup` is given of a code that was sent to this number."""
-        async with open_client(self.house.url, None, OPTIONS) as client:
-            asked = await client.request_code(phone_number)
-        code = await self.house.code(asked.verification_id)
-        return (
-            "--server",
-            self.house.url,
-            "--phone",
-            phone_number,
-            "--verification",
-            asked.verification_id,
-            "--code",
-            code,
-        )
-
-    async def run(self, name: str, *arguments: str, lines: tuple[str, ...] = (), status: int = 0) -> str:
-        """What one command of somebody said, which has to end with this status."""
-        screen = Screen(*lines)
-        options = chat.parser().parse_args(["--as", name, *arguments])
-        with trio.fail_after(SECONDS_MAX):
-            ended = await chat.run(options, screen.terminal, OPTIONS)
-        said = screen.out.getvalue() + screen.errors.getvalue()
-        assert ended == status, said
-        return said
-
-    async def talk(self, name: str, *arguments: str) -> "Seated":
-        """Somebody sits down at a conversation."""
-        screen = Screen(interactive=True)
-        options = chat.parser().parse_args(["--as", name, "to", *arguments])
-        ended = trio.Event()
-
-        async def sit() -> None:
-            assert await chat.run(options, screen.terminal, OPTIONS) == 0, screen.errors.getvalue()
-            ended.set()
-
-        self._nursery.start_soon(sit)
-        return Seated(screen, ended)
-
-
-class Seated:
-    """Somebody at a terminal."""
-
-    def __init__(self, screen: Screen, ended: trio.Event) -> None:
-        self.screen, self.ended = screen, ended
-        self._seen = 0
-
-    async def types(self, line: str) -> None:
-        await self.screen.type.send(line)
-
-    async def sees(self, pattern: str) -> "re.Match[str]":
-        """Waits until something behind what was seen last matches; what was in between is passed over."""
-        with trio.fail_after(SECONDS_MAX):
-            while True:
-                shown = self.shown()
-                if found := re.compile(pattern).search(shown, self._seen):
-                    self._seen = found.end()
-                    return found
-                await self.screen._changed.park()
-
-    def shown(self) -> str:
-        return self.screen.log.getvalue()
-
-    async def leaves(self) -> None:
-        self.screen.type.close()
-        with trio.fail_after(SECONDS_MAX):
-            await self.ended.wait()
+from tests.town import Town, open_town, opened
 
 
 @pytest.fixture
-async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
-    async with open_house(tmp_path / "data") as opened:
+async def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery) -> AsyncIterator[Town]:
+    async with open_town(tmp_path, monkeypatch, nursery) as opened:
         yield opened
 
 
-@pytest.fixture
-def town(house: House, nursery: trio.Nursery) -> Town:
-    return Town(house, nursery)
-
-
-async def opened(town: Town, *names: str) -> str:
-    await town.settle(*names)
-    founder, *others = names
-    return (await town.run(founder, "new", "group", "garden", *(f"@{each}" for each in others))).strip()
-
-
-async def test_what_becomes_of_a_message_is_shown_to_all_as_it_happens_and_in_the_history(town: Town) -> None:
-    group = await opened(town, "ann", "bob")
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "encrypted"])
+async def test_what_becomes_of_a_message_is_shown_to_all_as_it_happens_and_in_the_history(
+    town: Town, plain: bool
+) -> None:
+    group = await opened(town, "ann", "bob", plain=plain)
     ann, bob = await town.talk("ann", group), await town.talk("bob", group)
     await ann.types("tomatos @all")
     number = (await ann.sees(r"sent #(\d+)"))[1]
@@ -150,20 +46,21 @@ async def test_what_becomes_of_a_message_is_shown_to_all_as_it_happens_and_in_th
     await bob.types(f"/reply #{number} how many?")
     reply = (await ann.sees(rf"#(\d+) .* Bob \(@bob\): how many\?\n    > #{number} you: tomatoes"))[1]
     await ann.types(f"/thread #{reply}")
-    await ann.sees("~ 1 reply\n")
+    await ann.sees("~ 1 reply\n" if plain else "-- /thread: not in an encrypted conversation")
     await ann.types(f"/edits #{number}")
-    await ann.sees("until edit 1, written .*: tomatos @all")
+    await ann.sees("until edit 1, written .*: tomatos @all" if plain else "-- /edits: not in an encrypted conversation")
     await bob.types("/delete everyone")
     await ann.sees(rf"~ Bob \(@bob\) deleted #{reply}")
     await ann.leaves()
     shown = await town.run("ann", "to", group, "--last", "5")
-    assert re.search(rf"#{reply} .* Bob \(@bob\): \(deleted by Bob \(@bob\)\)\n    > #{number} you: tomatoes", shown)
+    quote = rf"\n    > #{number} you: tomatoes" if plain else ""  # of a letter that is deleted nothing stays
+    assert re.search(rf"#{reply} .* Bob \(@bob\): \(deleted by Bob \(@bob\)\){quote}", shown)
     assert re.search(r"#\d+ .* ~ you pinned #", shown)
     await bob.leaves()
 
 
 async def test_a_poll_is_asked_answered_and_closed(town: Town) -> None:
-    group = await opened(town, "ann", "bob")
+    group = await opened(town, "ann", "bob", plain=True)
     ann, bob = await town.talk("ann", group), await town.talk("bob", group)
     await ann.types("/poll Peas? | yes | no | maybe")
     number = (await ann.sees(r"others answer with /vote #(\d+) 1"))[1]
@@ -183,8 +80,9 @@ async def test_a_poll_is_asked_answered_and_closed(town: Town) -> None:
     await bob.leaves()
 
 
-async def test_people_come_go_and_get_roles(town: Town) -> None:
-    group = await opened(town, "ann", "bob")
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "encrypted"])
+async def test_people_come_go_and_get_roles(town: Town, plain: bool) -> None:
+    group = await opened(town, "ann", "bob", plain=plain)
     await town.settle("cat", "dan")
     ann, bob = await town.talk("ann", group), await town.talk("bob", group)
     await ann.types("/add @cat")
@@ -193,7 +91,7 @@ async def test_people_come_go_and_get_roles(town: Town) -> None:
     await bob.sees(r"~ Ann \(@ann\) made you admin")
     await bob.types("/remove @cat")
     await ann.sees(r"~ Cat \(@cat\) was removed by Bob \(@bob\)")
-    await ann.types("/link 1d 5 approval")
+    await ann.types("/invite 1d 5 approval")
     code = (await ann.sees(r"gearlink chat join ([\w-]+)"))[1]
     assert "garden, 2 members" in await town.run("dan", "join", code, "--look")
     assert "you asked to be let in" in await town.run("dan", "join", code)
@@ -242,7 +140,8 @@ async def test_settings_are_shown_changed_and_told(town: Town) -> None:
 
 
 async def test_what_a_person_sets_for_themselves(town: Town) -> None:
-    group = await opened(town, "ann", "bob")
+    group = await opened(town, "ann", "bob", plain=True)
+    await town.run("ann", "to", "@bob", "--plain")
     said = await town.run(
         "ann",
         "to",
@@ -262,7 +161,7 @@ async def test_what_a_person_sets_for_themselves(town: Town) -> None:
     await ann.types(f"/delete #{number}")
     await ann.sees("gone from your own sight")
     await ann.leaves()
-    bob = await town.talk("bob", "@ann")
+    bob = await town.talk("bob", "@ann", "--plain")
     await bob.sees(r"note to self\n    \(forwarded 1 times\)")
     await bob.types("/block")
     await bob.sees("is blocked; they are not told")
@@ -285,7 +184,7 @@ async def test_a_pipe_says_text_unless_it_holds_commands(town: Town) -> None:
     assert "never" not in await town.run("bob", "to", group)
 
 
-ENDS_THE_CHAT = "leave"
+ENDS_THE_CHAT, ASKS = "leave", "recover"  # the second takes the next line as its answer
 
 
 @pytest.mark.parametrize("kind", ["group", "direct"])
@@ -293,7 +192,7 @@ async def test_every_command_without_arguments_is_answered_and_the_chat_goes_on(
     group = await opened(town, "ann", "bob")
     ann = await town.talk("ann", group if kind == "group" else "@bob")
     silent = []
-    for number, name in enumerate(each for each in COMMANDS if each != ENDS_THE_CHAT):
+    for number, name in enumerate(each for each in COMMANDS if each not in (ENDS_THE_CHAT, ASKS)):
         before = len(ann.shown())
         await ann.types(f"/{name}")
         await ann.types(f"/x{number}")
@@ -305,7 +204,7 @@ async def test_every_command_without_arguments_is_answered_and_the_chat_goes_on(
 
 
 @pytest.mark.parametrize(
-    "line", ["/ban", "/link", "/links", "/requests", "/about", "/name x", "/add @cat", "/unban @cat"]
+    "line", ["/ban", "/invite", "/links", "/requests", "/about", "/name x", "/add @cat", "/unban @cat"]
 )
 async def test_what_a_conversation_between_two_does_not_have_is_said(town: Town, line: str) -> None:
     await town.settle("ann", "bob")
@@ -348,7 +247,7 @@ async def test_what_stands_in_the_history_is_not_told_once_more(town: Town) -> N
 
 
 async def test_what_was_deleted_from_ones_own_sight_elsewhere_is_not_told_at_the_start(town: Town) -> None:
-    group = await opened(town, "ann", "bob")
+    group = await opened(town, "ann", "bob", plain=True)
     await town.run("bob", "to", group, lines=("tomatos",))
     said = await town.run("ann", "to", group)
     number = re.findall(r"#(\d+) .*: tomatos", said)[0]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 import trio
 
-from gearlink.terminal import LINE_BYTES_MAX, Terminal, Typing
+from gearlink.terminal import LINE_BYTES_MAX, Terminal, Typing, read_lines
 from tests.house import SECONDS_MAX
 
 
@@ -100,3 +100,24 @@ async def test_terminal_that_cannot_be_drawn_on_is_left_alone(monkeypatch: pytes
     with silent.editing(lambda: None):
         silent.say("hello")
     assert silent._out.getvalue() == "hello\n"  # type: ignore[attr-defined]
+
+
+async def test_a_secret_that_is_typed_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    with person(monkeypatch) as (theirs, ours, terminal):
+        before = termios.tcgetattr(ours)
+        terminal.lines = read_lines(ours)
+        told: list[str] = []
+
+        async def ask() -> None:
+            told.append(await terminal.ask_secret("passphrase: ", ours))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            with trio.fail_after(SECONDS_MAX):
+                shown = await trio.to_thread.run_sync(read, theirs)
+                assert shown == "passphrase: "
+            os.write(theirs, b"correct horse\n")
+        assert told == ["correct horse"]
+        await terminal.lines.aclose()
+        assert await trio.to_thread.run_sync(read, theirs) == "\r\n"
+        assert termios.tcgetattr(ours) == before

@@ -70,7 +70,7 @@ def told(form: Any, value: Any) -> tuple[str, str]:
             None,
             SEND | {"kind": "system"},
             "kind",
-            "not one of text, image, video, audio, voice, file, location, contact, poll",
+            "not one of text, image, video, audio, voice, file, location, contact, poll, key-distribution, control",
         ),
         (None, SEND | {"replyToId": "q"}, "replyToId", "not an id"),
         (None, SEND | {"mentions": [ID, "q"]}, "mentions[1]", "not an id"),

@@ -16,6 +16,7 @@ import pytest
 
 from config.settings import KNOBS, SECTIONS
 from gearlink import chat, cli, errors, protocol, views
+from gearlink.chat import bot
 from gearlink.http_api.routes import ROUTES
 from gearlink.journal import Metrics
 from gearlink.rights import Right
@@ -26,6 +27,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
+ENCRYPTION = (ROOT / "docs" / "encryption.md").read_text(encoding="utf-8")
 WEBSOCKET = (ROOT / "docs" / "websocket.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 FILES = (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))
@@ -109,7 +111,7 @@ def test_no_document_names_a_command_that_does_not_exist() -> None:
 
 def test_every_flag_in_a_document_is_one_of_some_command() -> None:
     known = {"--help", "--version"}
-    for parser in (cli._parser(), chat.parser()):
+    for parser in (cli._parser(), chat.parser(), bot.parser()):
         waiting = [parser]
         while waiting:
             for action in waiting.pop()._actions:
@@ -202,6 +204,10 @@ def test_every_frame_that_needs_more_than_to_read_is_named_with_its_right() -> N
     told += re.findall(r"((?:`[a-z:]+`(?:,\s|\sand\s)?)+)\sto\s(pin|react)", WEBSOCKET)
     found = {frame: right.upper() for frames, right in told for frame in re.findall("`([^`]+)`", frames)}
     assert found == {each.type: each.right.name for each in FRAMES if each.right not in (None, Right.READ)}
+
+
+def test_the_reasons_that_a_report_may_give_are_those_of_the_specification() -> None:
+    assert list(rows(ENCRYPTION, "## When something cannot be read")) == list(get_args(views.DecryptionReason))
 
 
 OBJECTS = [

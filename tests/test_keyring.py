@@ -362,15 +362,24 @@ async def test_one_caller_gets_a_share_of_one_persons_keys_and_no_more_than_a_bu
 ) -> None:
     house = House(limits__key_claims_per_hour=50)
     ann, bob, _phone = await ann_and_bob(house, 100)
-    assert await claims_allowed(house, bob, [ann.user_id]) == 50 / limits.KEY_CLAIM_TARGETS_MIN
+    assert await claims_allowed(house, bob, [ann.user_id]) == limits.KEY_CLAIMS_OF_ONE_MIN
     carol = await house.newcomer(CAROL)
-    assert await claims_allowed(house, carol, [ann.user_id]) == 50 / limits.KEY_CLAIM_TARGETS_MIN
+    assert await claims_allowed(house, carol, [ann.user_id]) == limits.KEY_CLAIMS_OF_ONE_MIN
     others = [(await house.newcomer(f"+155512400{number:02}")).user_id for number in range(20)]
-    assert await claims_allowed(house, bob, others) == 40  # nobody there has keys: asking costs as well
+    assert await claims_allowed(house, bob, others) == 10  # nobody there has keys: asking costs as well
     remaining = (await status_of(house, ann))["oneTimeRemaining"]
-    assert remaining == 80
+    assert remaining == 20
     await trio.sleep(HOUR)
-    assert await claims_allowed(house, bob, [ann.user_id]) == 10
+    assert await claims_allowed(house, bob, [ann.user_id]) == 40  # of which 20 showed the last-resort key
+
+
+async def test_of_a_large_budget_one_person_gets_a_twenty_fifth_and_of_a_small_one_all() -> None:
+    house = House(limits__key_claims_per_hour=2000)
+    ann, bob, _phone = await ann_and_bob(house, 100)
+    assert await claims_allowed(house, bob, [ann.user_id]) == 2000 / limits.KEY_CLAIM_TARGETS_MIN
+    house = House(limits__key_claims_per_hour=3)
+    ann, bob, _phone = await ann_and_bob(house, 100)
+    assert await claims_allowed(house, bob, [ann.user_id]) == 3
 
 
 async def test_each_key_counts_and_a_claim_that_is_refused_uses_up_none() -> None:
@@ -378,8 +387,8 @@ async def test_each_key_counts_and_a_claim_that_is_refused_uses_up_none() -> Non
     ann, bob, _phone = await ann_and_bob(house, 50)
     for name in ("laptop", "tablet"):
         await publish(house, await house.actor(await house.sign_in(ALICE)), Handset(name).upload(50))
-    assert await claims_allowed(house, bob, [ann.user_id]) == 6  # 3 keys each out of 20
-    assert len(house.store.all(OneTimePreKey)) == 150 - 18
+    assert await claims_allowed(house, bob, [ann.user_id]) == 13  # 3 keys each out of 40
+    assert len(house.store.all(OneTimePreKey)) == 150 - 39
 
 
 async def test_without_a_limit_there_is_no_budget_and_a_reload_brings_one(house: House) -> None:
@@ -387,7 +396,7 @@ async def test_without_a_limit_there_is_no_budget_and_a_reload_brings_one(house:
     for _ in range(300):
         await claim(house, bob, ann.user_id)
     house.set(limits__key_claims_per_hour=5)
-    assert await claims_allowed(house, bob, [ann.user_id]) == 1
+    assert await claims_allowed(house, bob, [ann.user_id]) == 5
 
 
 # --- what becomes of them --------------------------------------------------------------------------------------------

@@ -73,6 +73,13 @@ _ON_DISK = {
     "due": (records.Due, ("at", "what", "subject_id", "number"), 48),
     "device_keys": (records.DeviceKeys, ("user_id", "device_id"), 32),
     "one_time_pre_keys": (records.OneTimePreKey, ("user_id", "device_id", "key_id"), 40),
+    "account_keys": (records.AccountKey, ("user_id",), 16),
+    "introduced": (records.Introduced, ("device_id", "by_device_id"), 32),
+    "roster_statements": (records.RosterStatement, ("conversation_id", "version"), 24),
+    "archives": (records.Archive, ("user_id", "archive_id"), 32),
+    "envelopes": (records.Envelope, ("conversation_id", "device_id", "sequence"), 40),
+    "undropped": (records.Undropped, ("conversation_id",), 16),
+    "archive_chunks": (records.ArchiveChunk, ("user_id", "archive_id", "number"), 40),
 }
 
 

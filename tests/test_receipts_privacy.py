@@ -12,6 +12,7 @@ from config.settings import Settings, with_values
 from gearlink.accounts import Actor
 from gearlink.calls import MessageForm
 from gearlink.clock import new_id
+from gearlink.device_lists import DeviceLists
 from gearlink.errors import Refusal
 from gearlink.journal import Metrics
 from gearlink.messages import Messages
@@ -38,7 +39,7 @@ class Post(Town):
         metrics = Metrics()
         pressure = Pressure(metrics, lambda: 0)
         budget = Budget(with_values(Settings(), {"limits.messages_per_second": 0}).limits)
-        self.messages = Messages(self.store, self.clock, budget, pressure, metrics)
+        self.messages = Messages(self.store, self.clock, budget, pressure, metrics, DeviceLists())
         self.receipts = Receipts(self.store, self.clock, self.messages, pressure, lambda: self.chance)
 
     async def send(self, sender: Actor, conversation_id: str) -> str:

@@ -46,7 +46,7 @@ async def signed_in(server: FakeServer, store: Any = None, **options: Any) -> As
 async def chat_of(server: FakeServer, client: Client) -> tuple[str, str]:
     """A direct conversation with Bob, and Bob."""
     bob = server.user(BOB, "Bob")
-    view = await client.create_conversation("direct", [bob])
+    view = await client.create_conversation("direct", [bob], encryption="server")
     return view.id, bob
 
 

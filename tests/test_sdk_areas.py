@@ -137,7 +137,7 @@ async def test_picture_is_put_fetched_and_taken_away(party: Party) -> None:
     assert picture.startswith(b"\xff\xd8") and CANARY not in picture
     await ann.remove_avatar()
     assert (await ann.me()).avatar_url is None
-    group = await ann.create_conversation("group", name="us")
+    group = await ann.create_conversation("group", encryption="server", name="us")
     url = await ann.set_conversation_avatar(group.id, jpeg(), "image/jpeg")
     assert (await ann.conversation(group.id)).avatar_url == url
     await ann.remove_conversation_avatar(group.id)
@@ -176,7 +176,11 @@ async def test_keys_are_published_counted_and_claimed_by_somebody_else(party: Pa
 
 async def test_settings_links_requests_and_bans_of_a_group(party: Party) -> None:
     ann, bob, cat = [await party.newcomer(name) for name in ("Ann", "Bob", "Cat")]
-    group = (await ann.create_conversation("group", name="us", settings=calls.SettingsForm(write="admins"))).id
+    group = (
+        await ann.create_conversation(
+            "group", encryption="server", name="us", settings=calls.SettingsForm(write="admins")
+        )
+    ).id
     changed = await ann.change_settings(group, calls.SettingsForm(write="everyone", disappearing_seconds=3600))
     assert isinstance(changed.settings, views.SettingsView)
     assert (changed.settings.write, changed.settings.disappearing_seconds) == ("everyone", 3600)
@@ -208,7 +212,7 @@ async def test_settings_links_requests_and_bans_of_a_group(party: Party) -> None
 async def test_what_one_keeps_for_oneself_reaches_ones_other_device_alone(party: Party) -> None:
     ann, bob = await party.newcomer("Ann"), await party.newcomer("Bob")
     again = await party.newcomer("Ann", party.phone("Ann"))
-    direct = (await ann.create_conversation("direct", [me(bob)])).id
+    direct = (await ann.create_conversation("direct", [me(bob)], encryption="server")).id
     until = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
     async with together(again, bob):
         view = await ann.change_preferences(
@@ -231,7 +235,7 @@ async def test_what_one_keeps_for_oneself_reaches_ones_other_device_alone(party:
 
 async def test_what_becomes_of_a_message_is_told_in_order_without_a_hole(party: Party) -> None:
     ann, bob = await party.newcomer("Ann"), await party.newcomer("Bob")
-    group = (await ann.create_conversation("group", [me(bob)], name="us")).id
+    group = (await ann.create_conversation("group", [me(bob)], encryption="server", name="us")).id
     losses: list[str] = []
     async with together(bob), ann.connect(lambda online, detail: None if online else losses.append(detail)):
         sent = await ann.send(group, "helo @all", mentions=["all"])
@@ -266,7 +270,7 @@ async def test_what_becomes_of_a_message_is_told_in_order_without_a_hole(party: 
 
 async def test_a_post_of_ones_own_is_no_hole_in_ones_events(party: Party) -> None:
     ann, bob = await party.newcomer("Ann"), await party.newcomer("Bob")
-    direct = (await ann.create_conversation("direct", [me(bob)])).id
+    direct = (await ann.create_conversation("direct", [me(bob)], encryption="server")).id
     losses: list[str] = []
     async with ann.connect(lambda online, detail: None if online else losses.append(detail)):
         await heard(ann, protocol.SyncDone)
@@ -279,10 +283,52 @@ async def test_a_post_of_ones_own_is_no_hole_in_ones_events(party: Party) -> Non
     assert [each.status for each in await all_of(ann.deliveries(sent.id))] == ["READ"]
 
 
+async def test_encrypted_message_goes_by_either_way_and_a_refusal_names_the_devices(party: Party) -> None:
+    ann, bob = await party.newcomer("Ann"), await party.newcomer("Bob")
+    again = await party.newcomer("Bob", party.phone("Bob"))
+    for client in (ann, bob, again):
+        await client.upload_keys(msgspec.convert(Handset(client.state.device_id or "").upload(), calls.KeysForm))
+    room = await ann.create_conversation("direct", [me(bob)], encryption="e2ee")
+
+    def to(*clients: Client) -> protocol.DoubleRatchetForm:
+        return protocol.DoubleRatchetForm(
+            envelopes=[
+                protocol.EnvelopeForm(
+                    user_id=me(each), device_id=str(each.state.device_id), type="prekey", body="Ym9keQ"
+                )
+                for each in clients
+            ]
+        )
+
+    async with together(ann, bob):
+        frame = protocol.Send(temp_id="t-1", conversation_id=room.id, encrypted=to(bob, ann))
+        form = calls.MessageForm(temp_id="t-1", encrypted=to(bob, ann))
+        for sending in (ann.submit(frame), ann.post_form(room.id, form)):
+            with pytest.raises(Refused) as told:
+                await sending
+            no = told.value
+            assert no.code == "stale-devices" and not no.retryable and no.changed == ()
+            assert [each.device_id for each in no.missing] == [again.state.device_id]
+            assert [(each.user_id, each.device_id) for each in no.extra] == [(me(ann), ann.state.device_id)]
+        sent = await ann.submit(msgspec.structs.replace(frame, encrypted=to(bob, again)))
+        silent = await ann.submit(
+            protocol.Send(temp_id="t-2", conversation_id=room.id, kind="control", encrypted=to(again))
+        )
+        posted = await ann.post_form(room.id, calls.MessageForm(temp_id="t-3", encrypted=to(bob, again)))
+        assert (sent.sequence_number, silent.sequence_number, posted.sequence_number) == (1, 2, 3)
+        for number, (kind, has_one) in enumerate((("text", True), ("control", False), ("text", True)), start=1):
+            message = (await heard(bob, protocol.MessageNew)).message
+            assert (message.sequence_number, message.kind, message.content) == (number, kind, None)
+            assert isinstance(message.encrypted, views.DoubleRatchetView)
+            assert [each.device_id for each in message.encrypted.envelopes] == [bob.state.device_id] * has_one
+        with pytest.raises(Refused, match="either a content or an encrypted one"):
+            await ann.submit(protocol.Send(temp_id="t-4", conversation_id=room.id))
+
+
 async def test_polls_places_cards_and_forwarded_messages(party: Party) -> None:
     ann, bob = await party.newcomer("Ann"), await party.newcomer("Bob")
-    direct = (await ann.create_conversation("direct", [me(bob)])).id
-    notes = (await bob.create_conversation("group", name="notes")).id
+    direct = (await ann.create_conversation("direct", [me(bob)], encryption="server")).id
+    notes = (await bob.create_conversation("group", encryption="server", name="notes")).id
     async with together(ann, bob):
         poll = await ann.send_poll(direct, "When?", ["now", "later"])
         assert (await bob.vote(poll.message_id, [1])).my_options == [1]
@@ -303,7 +349,7 @@ async def test_polls_places_cards_and_forwarded_messages(party: Party) -> None:
 
 async def test_scheduled_message_is_changed_and_cancelled(party: Party) -> None:
     ann, bob = await party.newcomer("Ann"), await party.newcomer("Bob")
-    direct = (await ann.create_conversation("direct", [me(bob)])).id
+    direct = (await ann.create_conversation("direct", [me(bob)], encryption="server")).id
     at = datetime.now(UTC) + timedelta(days=1)
     waiting = await ann.schedule(direct, "happy birthday", at.isoformat())
     changed = await ann.change_scheduled(waiting.id, calls.ScheduleChange(content="Happy birthday!"))
@@ -314,7 +360,7 @@ async def test_scheduled_message_is_changed_and_cancelled(party: Party) -> None:
 
 async def test_watched_presence_is_told_and_asked_for_again_on_the_next_socket(party: Party) -> None:
     ann, bob = await party.newcomer("Ann"), await party.newcomer("Bob")
-    await ann.create_conversation("direct", [me(bob)])
+    await ann.create_conversation("direct", [me(bob)], encryption="server")
     await ann.put_contact(me(bob))
     await bob.put_contact(me(ann))
     async with together(ann):
@@ -328,7 +374,7 @@ async def test_watched_presence_is_told_and_asked_for_again_on_the_next_socket(p
 
 async def test_a_program_without_a_socket_polls_every_event_once_and_goes_on_where_it_was(party: Party) -> None:
     ann, bob = await party.newcomer("Ann"), await party.newcomer("Bob")
-    direct = (await ann.create_conversation("direct", [me(bob)])).id
+    direct = (await ann.create_conversation("direct", [me(bob)], encryption="server")).id
     for text in ("one", "two"):
         await bob.post(direct, text)
     events: list[Any] = []

@@ -26,6 +26,8 @@ GIVEN = {
     "kind": "direct",
     "device_type": "desktop",
     "picture": b"x",
+    "data": b"x",
+    "counts": {"no-session": 1},
     "phone_numbers": ["+15551230001"],
     "sequence_number": 1,
     "options": [0],
@@ -33,6 +35,7 @@ GIVEN = {
     "send_at": "2030-01-01T00:00:00Z",
     "keys": msgspec.convert(Handset().upload(), calls.KeysForm),
 }
+FORMS = {calls.MessageForm: calls.MessageForm(temp_id="t1", content="hello")}
 OVER_HTTP = {
     protocol.Edit: "edit",
     protocol.Delete: "delete",
@@ -62,7 +65,7 @@ async def ask(client: Rest, name: str) -> None:
     for parameter in inspect.signature(method).parameters.values():
         if parameter.default is inspect.Parameter.empty:
             form = parameter.annotation
-            given = form() if parameter.name == "form" else GIVEN.get(parameter.name, ID)
+            given = FORMS.get(form) or form() if parameter.name == "form" else GIVEN.get(parameter.name, ID)
             arguments.append(given)
     answer = method(*arguments)
     if isinstance(answer, AsyncIterator) or hasattr(answer, "__anext__"):

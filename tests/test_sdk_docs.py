@@ -13,6 +13,7 @@ import gearlink.sdk
 from gearlink.sdk.rest import Rest
 from tests.fake_server import ADDRESS, CODE, FakeServer
 from tests.house import SECONDS_MAX, House, open_house
+from tests.messengers import phones
 
 PAGE = Path(__file__).parent.parent / "docs" / "sdk.md"
 ANN, BOB, CAT = "+15551230001", "+15551230002", "+15551239999"
@@ -66,7 +67,7 @@ async def test_examples_decide_open_a_group_and_wait_without_a_socket(
     async with gearlink.sdk.open_client(house.url, gearlink.sdk.FileState("ann.json")) as ann:
         asked = await ann.request_code(CAT)
         await ann.confirm(asked.verification_id, await house.code(asked.verification_id), "laptop", "desktop")
-        direct = (await ann.create_conversation("direct", [bob.id])).id
+        direct = (await ann.create_conversation("direct", [bob.id], encryption="server")).id
     decided: list[str] = []
 
     async def decide() -> None:
@@ -85,6 +86,25 @@ async def test_examples_decide_open_a_group_and_wait_without_a_socket(
         assert (await bob.http.post(f"/join/{code}")).json()["status"] == "requested"
         sent = (await bob.post(direct, "a word: melon", "t")).json()
         assert await run["wait_for"]("melon") == sent["id"]
+
+
+async def test_examples_talk_in_an_encrypted_conversation(
+    house: House, nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = examples()
+    async with gearlink.sdk.open_client(house.url, gearlink.sdk.FileState("ann.json")) as ann:
+        asked = await ann.request_code(ANN)
+        await ann.confirm(asked.verification_id, await house.code(asked.verification_id), "laptop", "desktop")
+    (phone,) = await phones(house, BOB)
+    with trio.fail_after(SECONDS_MAX):
+        async with phone.on() as bob:
+            conversation = await run["say_encrypted"](BOB, "hello")
+            assert [each.content for each in await bob.hears("hello")] == ["hello"]
+            nursery.start_soon(run["echo_encrypted"])
+            await bob.say(conversation, "anybody?")
+            await bob.hears("you said: anybody?")
+    nursery.cancel_scope.cancel()
 
 
 def test_every_name_that_the_page_lists_is_there_and_no_call_is_left_out() -> None:

@@ -25,7 +25,10 @@ async def test_a_resume_names_the_conversations_that_were_active_last(
     store = MemoryState()
     async with signed_in(server, store) as client, client.connect():
         bob = server.user("+15551230002", "Bob")
-        rooms = [(await client.create_conversation("group", [bob], name=name)).id for name in ("a", "b", "c")]
+        rooms = [
+            (await client.create_conversation("group", [bob], encryption="server", name=name)).id
+            for name in ("a", "b", "c")
+        ]
         await seated(server, client)
         for number in (0, 1, 2, 0):
             await server.post(rooms[number], bob, "hello")

@@ -37,7 +37,7 @@ FLOORS = {
     **dict.fromkeys(("gearlink.personal", "gearlink.pressure", "gearlink.images", "gearlink.contents"), 2),
     **dict.fromkeys(("gearlink.timeline", "gearlink.streams", "gearlink.frames", "gearlink.upgrade"), 2),
     **dict.fromkeys(("gearlink.peers", "gearlink.ports", "gearlink.problems", "gearlink.http_server"), 2),
-    "gearlink.prekeys": 2,
+    **dict.fromkeys(("gearlink.prekeys", "gearlink.device_lists"), 2),
     **dict.fromkeys(("gearlink.accounts", "gearlink.admission", "gearlink.verification"), 3),
     **dict.fromkeys(("gearlink.conversations", "gearlink.messages", "gearlink.receipts", "gearlink.avatars"), 3),
     **dict.fromkeys(("gearlink.rights", "gearlink.reading", "gearlink.counting", "gearlink.expiry"), 3),
@@ -45,19 +45,24 @@ FLOORS = {
     **dict.fromkeys(("gearlink.amendments", "gearlink.reactions", "gearlink.polls", "gearlink.threads"), 3),
     **dict.fromkeys(("gearlink.storms", "gearlink.schedule", "gearlink.people", "gearlink.standing"), 3),
     **dict.fromkeys(("gearlink.visibility", "gearlink.presence", "gearlink.profiles", "gearlink.overview"), 3),
-    **dict.fromkeys(("gearlink.keyring", "gearlink.cursors"), 3),
+    **dict.fromkeys(("gearlink.keyring", "gearlink.cursors", "gearlink.device_news"), 3),
+    **dict.fromkeys(("gearlink.rosters", "gearlink.archives", "gearlink.reports"), 3),
     **dict.fromkeys(("gearlink.domain", "gearlink.timers", "gearlink.purge", "gearlink.ws_frames"), 4),
     **dict.fromkeys(("gearlink.hub", "gearlink.outbox", "gearlink.upkeep"), 4),
     **dict.fromkeys(
         ("gearlink.listen", "gearlink.doorway", "gearlink.ws_session", "gearlink.catchup", "gearlink.control"), 5
     ),
+    "gearlink.sealing": 2,
+    "gearlink.ciphertexts": 3,
     "gearlink.sync": 5,
     **dict.fromkeys(("gearlink.http_api", "admin"), 5),
     **dict.fromkeys(("gearlink.app", "gearlink.cli", "gearlink.__main__"), 6),
     # The garden: what the client is made of. It may be put on its own shelf one day.
+    "gearlink.sdk.e2ee": 2,
     "gearlink.sdk": 2,
+    "gearlink.sdk.secure": 3,
     "gearlink.terminal": 2,
-    "gearlink.chat": 3,
+    "gearlink.chat": 4,
 }
 """The floor of each module; a package stands for all that is in it."""
 
@@ -66,6 +71,7 @@ NOT_YET = {"transcoder", "admin"}  # their floors are known, their modules come 
 _WIRE = {f"gearlink.{name}" for name in ("views", "complaints", "protocol", "calls", "errors")}
 NARROW_DOORS = {
     "gearlink.sdk": {"config.limits", *_WIRE, "gearlink.sdk"},
+    "gearlink.sdk.e2ee": {"config.limits", *_WIRE, "gearlink.sdk.e2ee"},
     "gearlink.terminal": {"config.limits"},
     "gearlink.chat": {"config.limits", *_WIRE, "gearlink.sdk", "gearlink.terminal", "gearlink.chat"},
     "storage": {"config", "storage"},
@@ -91,8 +97,10 @@ ONLY_FOR: dict[str, set[str]] = {
     "prometheus_client": {"gearlink.journal", "gearlink.http_api.system"},
     "jwt": {"gearlink.tokens"},
     "emoji": {"gearlink.reactions"},
-    "nacl": {"gearlink.prekeys"},
+    "nacl": {"gearlink.prekeys", "gearlink.sdk"},
     "httpx": {"gearlink.sms", "gearlink.sdk"},
+    "keyring": {"gearlink.sdk.e2ee.unlocking"},
+    "sqlcipher3": {"gearlink.sdk.e2ee.vault"},
     "phonenumbers": {"gearlink.verification"},
     "uuid_utils": {"gearlink.clock"},
     "threading": {"gearlink.journal", "gearlink.terminal"},

@@ -14,9 +14,12 @@ import trio
 from config.limits import AVATAR_BYTES_MAX, DEVICE_NAME_CHARS_MAX
 from gearlink import calls
 from gearlink.chat.finding import Complaint, find_conversation
+from gearlink.chat.notices import not_linked
+from gearlink.chat.vaults import open_safely
 from gearlink.chat.words import local_time, name_of
 from gearlink.errors import ExitStatus
 from gearlink.sdk import Client, Refused
+from gearlink.sdk.secure.told import NotLinked
 from gearlink.terminal import Terminal, harmless
 from gearlink.views import Audience
 
@@ -43,6 +46,10 @@ async def sign_up(options: argparse.Namespace, client: Client, terminal: Termina
     if options.name is not None:
         user = await client.change_profile(calls.ProfileForm(display_name=options.name))
     terminal.say(f"signed {'up' if signed.is_new_user else 'in'} as {name_of(user)} on {client.server}")
+    async with open_safely(options, client, terminal) as secure:  # from now on others can write to this device
+        while (told := secure.device.take_told()) is not None:
+            if isinstance(told, NotLinked):
+                terminal.complain(f"!! {not_linked(told.code)}")
     return ExitStatus.OK
 
 
@@ -69,6 +76,9 @@ async def _confirm(
         except Refused as refused:
             if refused.code == "account-deleted":
                 raise Complaint("this account was deleted: --restore takes that back, with a new code") from None
+            if refused.code == "not-found" and client.state.device_id is not None:
+                line = "this profile was a device of another account, or of one that was removed: take a new one, --as NAME"
+                raise Complaint(line) from None
             if refused.code != "wrong-code" or not tries:
                 raise
             terminal.complain("that was not the code")

@@ -2,18 +2,17 @@
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
+from functools import partial
 from typing import Final, TypeVar
 
 import trio
 
 from config.limits import PAGE_MAX
 from gearlink.chat import account, people
-from gearlink.chat.finding import INTERRUPTED, REFUSED, Complaint
+from gearlink.chat.finding import INTERRUPTED, REFUSED, Complaint, profile_path
 from gearlink.chat.refusals import refusal_line, system_line
 from gearlink.chat.talk import talk
 from gearlink.errors import ExitStatus
@@ -21,9 +20,10 @@ from gearlink.sdk import Client, FileState, Options, Refused, Unreachable, open_
 from gearlink.terminal import LineTooLong, Terminal, harmless
 
 SERVER: Final = "http://127.0.0.1:8080"
-_PROFILE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+PATHS: Final = ("file", "passphrase_file")  # they may be any bytes
 
 Command = Callable[[argparse.Namespace, Client, Terminal], Awaitable[int]]
+Act = Callable[[], Awaitable[int]]
 E = TypeVar("E", bound=BaseException)
 Add = Callable[[str, Command, str], argparse.ArgumentParser]
 
@@ -31,9 +31,13 @@ Add = Callable[[str, Command, str], argparse.ArgumentParser]
 def main(arguments: Sequence[str]) -> int:
     """Runs one command and gives its exit status."""
     options = _parsed(arguments)
-    terminal = Terminal()
+    return run_until_interrupted(partial(run, options, Terminal()))
+
+
+def run_until_interrupted(act: Act) -> int:
+    """Runs `act` in a loop of its own; its exit status, or that of a program that Ctrl-C ended."""
     try:
-        return trio.run(run, options, terminal)
+        return trio.run(act)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BaseExceptionGroup as group:
@@ -46,7 +50,7 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     """Ends the process with the status of wrong usage, as argparse does, if they are none."""
     top = parser()
     options = top.parse_args(arguments)
-    values = {name: value for name, value in vars(options).items() if name != "file"}  # a path may be any bytes
+    values = {name: value for name, value in vars(options).items() if name not in PATHS}
     words = [word for value in values.values() for word in (value if isinstance(value, list) else [value])]
     if any(isinstance(word, str) and word != word.encode(errors="replace").decode() for word in words):
         top.error("an argument is not UTF-8")
@@ -55,28 +59,38 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
 
 async def run(options: argparse.Namespace, terminal: Terminal, network: Options | None = None) -> int:
     """`main` inside of the loop; `network` lets tests bring their own."""
+
+    async def act() -> int:
+        command: Command = options.command
+        server = options.server if command is account.sign_up else None
+        async with open_profile(options.profile, server, network) as client:
+            return await command(options, client, terminal)
+
+    return await run_to_status(act, terminal, "gearlink chat")
+
+
+async def run_to_status(act: Act, terminal: Terminal, program: str) -> int:
+    """Runs `act`. What goes wrong becomes one line of `program` and its exit status."""
     status: int = ExitStatus.OK
     try:
-        async with _client(options, network) as client:
-            command: Command = options.command
-            status = await command(options, client, terminal)
+        status = await act()
     except* Unreachable as group:
-        terminal.complain(f"gearlink chat: {harmless(_first(group))}")
+        terminal.complain(f"{program}: {harmless(_first(group))}")
         status = ExitStatus.UNREACHABLE
     except* Refused as group:
-        terminal.complain(f"gearlink chat: {harmless(refusal_line(_leaf(group)))}")
+        terminal.complain(f"{program}: {harmless(refusal_line(_leaf(group)))}")
         status = REFUSED
     except* Complaint as group:
-        terminal.complain(f"gearlink chat: {harmless(_first(group))}")
+        terminal.complain(f"{program}: {harmless(_first(group))}")
         status = next((each.status for each in group.exceptions if isinstance(each, Complaint)), REFUSED)
     except* LineTooLong as group:
-        terminal.complain(f"gearlink chat: {harmless(_first(group))}")
+        terminal.complain(f"{program}: {harmless(_first(group))}")
         status = ExitStatus.USAGE
     except* BrokenPipeError:  # whoever read our output has had enough
         _discard_output()
         status = REFUSED
     except* OSError as group:
-        terminal.complain(f"gearlink chat: {harmless(system_line(_leaf(group)))}")
+        terminal.complain(f"{program}: {harmless(system_line(_leaf(group)))}")
         status = REFUSED
     return status
 
@@ -89,17 +103,15 @@ def _discard_output() -> None:
 
 
 @asynccontextmanager
-async def _client(options: argparse.Namespace, network: Options | None) -> AsyncIterator[Client]:
-    """The client of the profile. Raises Complaint for a name, an address or a file that is none: only here a ValueError
-    is about what the user wrote."""
-    store = FileState(profile_path(options.profile))
-    is_new = options.command is account.sign_up
-    if not is_new and not store.path.exists():
-        raise Complaint(f"there is no profile {options.profile!r} here: try `gearlink chat signup --phone NUMBER`")
+async def open_profile(profile: str, server: str | None, network: Options | None) -> AsyncIterator[Client]:
+    """The client of a profile; of one that is to be made, with the address of the server. Raises Complaint for a name, an
+    address or a file that is none: only here a ValueError is about what the user wrote."""
+    store = FileState(profile_path(profile))
+    if server is None and not store.path.exists():
+        raise Complaint(f"there is no profile {profile!r} here: try `gearlink chat signup --phone NUMBER`")
     async with AsyncExitStack() as stack:
         try:
-            opening = open_client(options.server if is_new else None, store, network)
-            client = await stack.enter_async_context(opening)
+            client = await stack.enter_async_context(open_client(server, store, network))
         except ValueError as error:
             raise Complaint(str(error), ExitStatus.USAGE) from None
         yield client
@@ -114,14 +126,6 @@ def _first(group: BaseExceptionGroup[BaseException]) -> str:
     return str(_leaf(group))
 
 
-def profile_path(name: str) -> Path:
-    """Where a local profile is kept. Raises Complaint for a name that is no plain file name."""
-    if not _PROFILE.fullmatch(name):
-        raise Complaint("a profile's name has 1 to 64 letters, digits, `-` and `_`", ExitStatus.USAGE)
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(home) / "gearlink" / f"{name}.json"
-
-
 # --- the commands ----------------------------------------------------------------------------------------------------
 
 
@@ -131,6 +135,8 @@ def parser() -> argparse.ArgumentParser:
         prog="gearlink chat",
         description="Talk to people on a GearLink server, from a terminal or from a script.",
         epilog="WHO is +15551230002, @username or the id of a conversation. In `to`, /help lists what can be done there. "
+        "What is said to people and in groups is encrypted from device to device; the keys are kept beside the profile, "
+        "under a passphrase, which GEARLINK_PASSPHRASE may hold. "
         "Exit status: 0 done, 1 refused, 2 wrong usage, 11 the server cannot be reached.",
     )
     _add_profile(top, "default")
@@ -158,11 +164,15 @@ def _add_talking(add: Add) -> None:
     to.add_argument("--follow", action="store_true", help="stay when the input ends, and show what comes in")
     to.add_argument("--json", action="store_true", help="one JSON object a line, for scripts")
     to.add_argument("--commands", action="store_true", help="piped lines may be commands, too: /help lists them")
+    to.add_argument("--plain", action="store_true", help="begin it unencrypted: the server can read what is said")
     new = add("new", people.new, "open a group, or a channel in which few write and many read")
     new.add_argument("kind", choices=("group", "channel"))
     new.add_argument("name", metavar="NAME")
     new.add_argument("who", nargs="*", metavar="WHO")
     new.add_argument("--about", metavar="TEXT", help="what it is about")
+    new.add_argument(
+        "--plain", action="store_true", help="a group that the server can read (it can in a channel anyway)"
+    )
     join = add("join", people.join, "join over a link, or ask to be let in")
     join.add_argument("code", metavar="CODE")
     join.add_argument("--look", action="store_true", help="only show what it leads to")
@@ -211,6 +221,12 @@ def _add_people(add: Add) -> None:
 
 def _add_profile(to: argparse.ArgumentParser, default: str) -> None:
     to.add_argument("--as", dest="profile", metavar="NAME", default=default, help="a local profile (default: default)")
+    to.add_argument(
+        "--passphrase-file",
+        metavar="FILE",
+        default=None if default != argparse.SUPPRESS else default,
+        help="its first line opens the keys of the profile",
+    )
 
 
 def _count(text: str) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
+from config.limits import PAGE_MAX
 from gearlink.chat.desk import Desk
 from gearlink.chat.finding import Complaint, find_conversation
 from gearlink.chat.words import local_time, reactions, time_of
@@ -16,16 +17,27 @@ from gearlink.errors import ExitStatus
 from gearlink.terminal import harmless
 from gearlink.views import PollView
 
+OLDER: Final = 20
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """`takes` and `does` are its line in /help. `in_direct`: there is such a thing in a conversation between two."""
+    """`takes` and `does` are its line in /help. `in_direct`: there is such a thing in a conversation between two.
+    `only_plain`: why there is not in an encrypted one."""
 
     name: str
     takes: str
     does: str
     run: Callable[[Desk, str], Awaitable[None]]
     in_direct: bool = True
+    only_plain: str = ""
+
+
+_COUNTS: Final = "the server counts the votes, and here it cannot read them"
+_WAITS: Final = "it would go out while your devices are away, and only they can encrypt it"
+_ANSWERS: Final = "the server does not see here what answers what"
+_BEFORE: Final = "what a message said before is not kept here"
+_DRAFTS: Final = "the server keeps drafts, and it could read them"
 
 
 async def run_command(desk: Desk, commands: dict[str, Command], line: str) -> None:
@@ -33,13 +45,17 @@ async def run_command(desk: Desk, commands: dict[str, Command], line: str) -> No
     name, _, words = line.removeprefix("/").partition(" ")
     if name == "help":
         for each in commands.values():
-            desk.tell(f"{f'/{each.name} {each.takes}'.rstrip():<34} {each.does}")
+            is_here = each.in_direct or not desk.is_direct
+            is_here = is_here and not (desk.is_encrypted and each.only_plain)
+            desk.tell(f"{f'/{each.name} {each.takes}'.rstrip():<34} {each.does}{'' if is_here else ' (not here)'}")
         desk.tell(f"{'//text':<34} send a line that begins with /")
         return
     if name not in commands:
         raise Complaint(f"there is no /{harmless(name[:32])}; /help lists what there is", ExitStatus.USAGE)
     if desk.is_direct and not commands[name].in_direct:
         raise Complaint(f"/{name}: not in a conversation between two", ExitStatus.USAGE)
+    if desk.is_encrypted and (reason := commands[name].only_plain):
+        raise Complaint(f"/{name}: not in an encrypted conversation: {reason}", ExitStatus.USAGE)
     await commands[name].run(desk, words.strip())
 
 
@@ -54,21 +70,22 @@ async def _reply(desk: Desk, words: str) -> None:
     first, _, text = words.partition(" ")
     message = await desk.message(first)
     text = needed(text.strip(), "what")
-    mentions = await desk.mentions(text)
-    sent = await desk.client.send(desk.conversation_id, text, reply_to_id=message.id, mentions=mentions)
+    sent = await desk.send(text, reply_to_id=message.id)
     desk.tell(f"sent #{sent.sequence_number}")
 
 
 async def _edit(desk: Desk, words: str) -> None:
     message, text = await desk.named_or_last(words)
-    await desk.client.edit(message.id, needed(text, "the new text"), await desk.mentions(text))
+    await desk.secure.edit(message.id, needed(text, "the new text"), await desk.mentions(text))
+    if desk.is_encrypted:  # what this device said is not told to it
+        desk.tell(f"you edited #{message.sequence_number}: {harmless(text, lines=True)}")
 
 
 async def _delete(desk: Desk, words: str) -> None:
     message, way = await desk.named_or_last(words)
     if way not in ("", "everyone"):
         raise Complaint("/delete [#12] [everyone]", ExitStatus.USAGE)
-    await desk.client.delete(message.id, for_everyone=way == "everyone")
+    await desk.secure.delete(message.id, for_everyone=way == "everyone")
     if not way:
         desk.tell(f"#{message.sequence_number} is gone from your own sight; `everyone` takes it from all")
 
@@ -86,13 +103,29 @@ async def _react(desk: Desk, words: str) -> None:
     message, emoji = await desk.message(first), emoji.strip()
     if not emoji:
         desk.tell(reactions(message.reactions) or "nobody reacted")
+        if desk.is_encrypted:
+            for reaction in message.reactions:
+                for user_id in reaction.user_ids:
+                    desk.tell(f"{harmless(reaction.emoji)} {await desk.names.of(user_id)}")
+            return
         async for each in desk.client.reactions(message.id):
             desk.tell(f"{harmless(each.emoji)} {await desk.names.of(each.user_id)}")
         return
-    if any(each.emoji == emoji and each.mine is True for each in message.reactions):
-        await desk.client.unreact(message.id, emoji)
-    else:
-        await desk.client.react(message.id, emoji)
+    is_there = any(each.emoji == emoji and each.mine is True for each in message.reactions)
+    await desk.secure.react(message.id, emoji, added=not is_there)
+    if desk.is_encrypted:
+        did = f"took {emoji} back from" if is_there else f"reacted {emoji} to"
+        desk.tell(harmless(f"you {did} #{message.sequence_number}"))
+
+
+async def _older(desk: Desk, words: str) -> None:
+    count = int(words) if words.isascii() and words.isdigit() and len(words) < 6 else OLDER
+    if words and not words.isdigit():
+        raise Complaint("/older [HOW MANY]", ExitStatus.USAGE)
+    for message in await desk.past.older(min(count, PAGE_MAX)):
+        await desk.show(message)
+    if desk.past.is_over:
+        desk.tell("that is all")
 
 
 async def _pin(desk: Desk, words: str) -> None:
@@ -200,7 +233,13 @@ async def _scheduled(desk: Desk, words: str) -> None:
 async def _forward(desk: Desk, words: str) -> None:
     first, _, target = words.partition(" ")
     message = await desk.message(first)
-    target_view = await find_conversation(desk.client, needed(target.strip(), "to whom"))
+    target_view = await find_conversation(desk.client, needed(target.strip(), "to whom"), private=desk.is_encrypted)
+    if desk.is_encrypted or target_view.encryption == "e2ee":  # nobody but this device can carry it over
+        text = needed(message.content or "", "which message: in this one there is no text")
+        await desk.secure.send(target_view.id, text)
+        seen = "" if target_view.encryption == "e2ee" else ", and there the server can read it"
+        desk.tell(f"its text was handed on{seen}")
+        return
     await desk.client.forward(target_view.id, message)
     desk.tell("forwarded")
 
@@ -227,21 +266,24 @@ async def show_draft(desk: Desk, *, or_nothing: str = "") -> None:
 
 
 ABOUT_MESSAGES: Final = (
+    Command("older", "[HOW MANY]", "what was said before that", _older),
     Command("reply", "#N TEXT", "answer a message", _reply),
     Command("edit", "[#N] TEXT", "change a message of yours; the last one if none is named", _edit),
-    Command("edits", "#N", "what it said before its edits", _history),
+    Command("edits", "#N", "what it said before its edits", _history, only_plain=_BEFORE),
     Command("delete", "[#N] [everyone]", "delete it for yourself, or for all; your last one if none is named", _delete),
     Command("react", "#N [EMOJI]", "react, or take it back; without an emoji: who did", _react),
     Command("pin", "#N", "pin it", _pin),
     Command("unpin", "#N", "take it down", _unpin),
     Command("pins", "", "what is pinned", _pins),
-    Command("thread", "[#N]", "the replies that belong to it; without a number: all threads", _thread),
-    Command("poll", "QUESTION | OPTION | OPTION", "ask everybody", _poll),
-    Command("vote", "#N [1 2]", "choose; without a number take the vote back", _vote),
-    Command("votes", "#N", "who voted for what", _votes),
-    Command("close", "#N", "end a poll", _close),
-    Command("later", "TIME TEXT", "send it at +2h, 18:30 or 2030-01-31T18:30", _later),
-    Command("scheduled", "[cancel NUMBER]", "what waits for its time", _scheduled),
+    Command(
+        "thread", "[#N]", "the replies that belong to it; without a number: all threads", _thread, only_plain=_ANSWERS
+    ),
+    Command("poll", "QUESTION | OPTION | OPTION", "ask everybody", _poll, only_plain=_COUNTS),
+    Command("vote", "#N [1 2]", "choose; without a number take the vote back", _vote, only_plain=_COUNTS),
+    Command("votes", "#N", "who voted for what", _votes, only_plain=_COUNTS),
+    Command("close", "#N", "end a poll", _close, only_plain=_COUNTS),
+    Command("later", "TIME TEXT", "send it at +2h, 18:30 or 2030-01-31T18:30", _later, only_plain=_WAITS),
+    Command("scheduled", "[cancel NUMBER]", "what waits for its time", _scheduled, only_plain=_WAITS),
     Command("forward", "#N WHO", "hand it on", _forward),
-    Command("draft", "[TEXT | -]", "keep what you have begun to write", _draft),
+    Command("draft", "[TEXT | -]", "keep what you have begun to write", _draft, only_plain=_DRAFTS),
 )

@@ -4,16 +4,20 @@ It neither listens nor reads lines; the talk does, and tells it what it saw.
 """
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from gearlink.chat.finding import Complaint, find_blocked, find_user
+from gearlink.chat.pages import Past, message_numbered, opened
 from gearlink.chat.words import Names
 from gearlink.errors import ExitStatus
-from gearlink.sdk import Client, Unreachable
+from gearlink.sdk import Sent, Unreachable
 from gearlink.terminal import Terminal
-from gearlink.views import ALL, MessageView
+from gearlink.views import ALL, ConversationView, MessageView
+
+if TYPE_CHECKING:
+    from gearlink.sdk.secure.client import SecureClient
 
 _NUMBER: Final = re.compile(r"#?(\d{1,16})")
 _MENTION: Final = re.compile(r"(?<![\w@/.])@([a-z][a-z0-9_.]{2,31})")
@@ -23,16 +27,18 @@ OWN_LOOKED_AT: Final = 200  # messages among which one's own last one is looked 
 
 class Desk:
     """`is_quiet` keeps what commands say off the output, which is for JSON then. `presence` is who is known to be here.
-    `is_direct`: it is a conversation between two."""
+    `is_direct`: it is a conversation between two. `is_signed`: who is in it is signed by its owners and admins."""
 
-    def __init__(
-        self, client: Client, terminal: Terminal, conversation_id: str, *, is_quiet: bool, is_direct: bool
-    ) -> None:
-        self.client, self.terminal, self.conversation_id = client, terminal, conversation_id
-        self.names = Names(client)
+    def __init__(self, secure: "SecureClient", terminal: Terminal, view: ConversationView, *, is_quiet: bool) -> None:
+        self.secure, self.client, self.terminal = secure, secure.client, terminal
+        self.view, self.conversation_id = view, view.id
+        self.names = Names(secure.client)
         self.presence: dict[str, str] = {}
         self.is_left = False
-        self.is_direct = is_direct
+        self.is_direct = view.type == "direct"
+        self.is_encrypted = view.encryption == "e2ee"
+        self.is_signed = self.is_encrypted and not self.is_direct
+        self.past = Past(secure, view)
         self._is_quiet = is_quiet
 
     @property
@@ -44,9 +50,18 @@ class Desk:
         """A line of ours, about what happened or was asked for."""
         (self.terminal.complain if self._is_quiet else self.terminal.say)(f"    ~ {line}")
 
+    def warn(self, line: str) -> None:
+        """A line about trust, which is not to be overlooked, nor to be taken for what somebody wrote."""
+        self.terminal.complain(f"!! {line}")
+
+    async def ask(self, question: str) -> str:
+        """The next line of the input; a script has to bring it."""
+        self.tell(question)
+        return (await anext(self.terminal.lines, "")).strip()
+
     async def show(self, message: MessageView) -> None:
         """A message that was asked for."""
-        line = await self.names.line(message)
+        line = await self.names.line(await opened(self.secure, message) if self.is_encrypted else message)
         (self.terminal.complain if self._is_quiet else self.terminal.say)(line)
 
     async def message(self, word: str) -> MessageView:
@@ -54,17 +69,15 @@ class Desk:
         if not (found := _NUMBER.fullmatch(word)):
             raise Complaint("say which message, such as #12", ExitStatus.USAGE)
         number = int(found[1])
-        page: list[MessageView] = await anext(
-            self.client.history(self.conversation_id, after=max(number - 1, 0), limit=1), []
-        )
-        if not page or page[0].sequence_number != number or page[0].kind == "system":
+        message = await message_numbered(self.secure, self.view, number)
+        if message is None:
             raise Complaint(f"there is no message #{number}")
-        self.names.note(page[0])
-        return page[0]
+        self.names.note(message)
+        return message
 
     async def own_last(self) -> MessageView:
         """What one wrote last, if it is not long ago. Raises Complaint."""
-        for message in await anext(self.client.history(self.conversation_id, limit=OWN_LOOKED_AT), []):
+        for message in reversed(await Past(self.secure, self.view).older(OWN_LOOKED_AT)):
             if message.sender_id == self.me and message.kind != "system" and not isinstance(message.deleted_at, str):
                 return message
         raise Complaint("you wrote nothing here lately: say which message, such as #12")
@@ -75,6 +88,16 @@ class Desk:
         if first.startswith("#"):
             return await self.message(first), rest.strip()
         return await self.own_last(), words
+
+    async def send(self, text: str, *, reply_to_id: str | None = None) -> Sent:
+        """Says something here. As long as the server cannot be reached it waits. Raises Refused."""
+        temp_id = self.client.options.new_temp_id()
+        mentions = await self.mentions(text)
+        while True:
+            try:
+                return await self.secure.send(self.conversation_id, text, temp_id, reply_to_id, mentions)
+            except Unreachable:  # before it was sealed, or it was put aside under this name
+                await trio.sleep(ASK_AGAIN_SECONDS)
 
     async def mentions(self, text: str) -> list[str]:
         """Whom `@names` in a text mean: `all`, and members by their usernames. Others are just words. As long as nobody
@@ -96,6 +119,16 @@ class Desk:
             if user is not None and (members is None or user.id in members):
                 found.append(user.id)
         return found
+
+    async def other(self, words: str) -> str:
+        """The id of whom a word means; without one the other one of a conversation between two. Raises Complaint."""
+        if words:
+            return await self.person(words)
+        members = self.view.members if isinstance(self.view.members, list) else []
+        others = [each.user_id for each in members if each.user_id != self.me]
+        if not self.is_direct or not others:
+            raise Complaint("say who: +15551230002 or @username", ExitStatus.USAGE)
+        return others[0]
 
     async def person(self, word: str) -> str:
         """The id of whom a word means. Raises Complaint."""

@@ -5,15 +5,23 @@ Each is one function of the options, a client and the terminal, and gives the ex
 
 import argparse
 import json
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from gearlink.chat.finding import Complaint, find_blocked, find_conversation, find_user, phone_number
+from gearlink.chat.notices import as_json
+from gearlink.chat.vaults import Look, open_history, open_safely
 from gearlink.chat.words import Names, local_time, name_of
 from gearlink.errors import ExitStatus
 from gearlink.sdk import Client
+from gearlink.sdk.secure.told import SecurityEvent
 from gearlink.terminal import Terminal, harmless
 from gearlink.views import ConversationView, User
+
+if TYPE_CHECKING:
+    from gearlink.sdk.secure.client import SecureClient
 
 
 def _line(user: User, more: str = "") -> str:
@@ -68,16 +76,24 @@ async def unblock(options: argparse.Namespace, client: Client, terminal: Termina
 async def show_list(options: argparse.Namespace, client: Client, terminal: Terminal) -> int:
     """`list [--archived]`."""
     names = Names(client)
-    async for view in client.conversations(archived=options.archived):
-        terminal.say(f"{view.id}  {await names.title(view)}{_state(view)}")
-        if view.last_message is not None:
-            line = await names.line(view.last_message)
-            terminal.say("    " + line.replace("\n", "\n    "))
+    look: Look | None = None
+    async with AsyncExitStack() as stack:
+        async for view in client.conversations(archived=options.archived):
+            terminal.say(f"{view.id}  {await names.title(view)}{_state(view)}")
+            last = view.last_message
+            if last is not None and view.encryption == "e2ee":
+                if look is None:
+                    look = await stack.enter_async_context(open_history(options, client))
+                last = await look(last.id) or last
+            if last is not None:
+                line = await names.line(last)
+                terminal.say("    " + line.replace("\n", "\n    "))
     return ExitStatus.OK
 
 
 def _state(view: ConversationView) -> str:
-    parts = [f"{view.unread_count} new"] if view.unread_count else []
+    parts = ["encrypted"] if view.encryption == "e2ee" else []
+    parts += [f"{view.unread_count} new"] if view.unread_count else []
     parts += [f"{view.mention_count} for you"] if view.mention_count else []
     parts += ["on top"] if view.pinned_at else []
     parts += [f"muted until {local_time(view.muted_until)}"] if view.muted_until else []
@@ -88,9 +104,14 @@ def _state(view: ConversationView) -> str:
 async def new(options: argparse.Namespace, client: Client, terminal: Terminal) -> int:
     """`new group|channel NAME [WHO…]`."""
     member_ids = [(await find_user(client, who)).id for who in options.who]
-    view = await client.create_conversation(
-        options.kind, member_ids, name=options.name, description=options.about or None
-    )
+    about = options.about or None
+    if options.kind == "channel" or options.plain:
+        view = await client.create_conversation(
+            options.kind, member_ids, name=options.name, description=about, encryption="server"
+        )
+    else:
+        async with open_safely(options, client, terminal) as secure:
+            view = await secure.groups.create(options.kind, member_ids, name=options.name, description=about)
     terminal.say(view.id)
     return ExitStatus.OK
 
@@ -119,11 +140,25 @@ async def members(options: argparse.Namespace, client: Client, terminal: Termina
 
 async def sync(options: argparse.Namespace, client: Client, terminal: Terminal) -> int:
     """`sync [--follow]`: what this profile has not seen yet, one JSON object a line, and then no more of it."""
-    polled = client.poll() if options.follow else client.poll(wait_seconds=0)
+    async with open_safely(options, client, terminal) as secure:
+        return await _sync(options, secure, terminal)
+
+
+async def _sync(options: argparse.Namespace, secure: "SecureClient", terminal: Terminal) -> int:
+    polled = secure.client.poll() if options.follow else secure.client.poll(wait_seconds=0)
     while True:
         events = await polled.page()
         for event in events:
-            terminal.say(json.dumps(msgspec.to_builtins(event)))
+            opened = await secure.opened(event)
+            if opened is not None:
+                _print(terminal, opened)
+            while (told := secure.device.take_told()) is not None:
+                _print(terminal, told)
         if polled.complete and not options.follow:
             polled.settle()
             return ExitStatus.OK
+
+
+def _print(terminal: Terminal, event: msgspec.Struct) -> None:
+    built = as_json(event) if isinstance(event, SecurityEvent) else msgspec.to_builtins(event)
+    terminal.say(json.dumps(built))

@@ -9,8 +9,10 @@ from gearlink import calls
 from gearlink.chat.commands import ABOUT_MESSAGES, Command, needed
 from gearlink.chat.desk import Desk
 from gearlink.chat.finding import Complaint
+from gearlink.chat.trust import ABOUT_TRUST
 from gearlink.chat.words import local_time, seconds_of, settings_text, time_of
 from gearlink.errors import ExitStatus
+from gearlink.sdk import Refused
 from gearlink.terminal import harmless
 from gearlink.views import Reach, Role, SettingsView
 
@@ -35,18 +37,33 @@ async def _who(desk: Desk, words: str) -> None:
 
 
 async def _add(desk: Desk, words: str) -> None:
-    await desk.client.add_members(desk.conversation_id, await desk.people(words))
+    people = await desk.people(words)
+    if not desk.is_signed:
+        await desk.client.add_members(desk.conversation_id, people)
+        return
+    try:
+        await desk.secure.groups.add(desk.conversation_id, people)
+    except Refused as refused:
+        if refused.code != "already-member":
+            raise
+        desk.tell("they were in already, and are signed in now")
 
 
 async def _remove(desk: Desk, words: str) -> None:
     for user_id in await desk.people(words):
-        await desk.client.remove_member(desk.conversation_id, user_id)
+        if desk.is_signed:
+            await desk.secure.groups.remove(desk.conversation_id, user_id)
+        else:
+            await desk.client.remove_member(desk.conversation_id, user_id)
 
 
 async def _ban(desk: Desk, words: str) -> None:
     if words:
         for user_id in await desk.people(words):
-            await desk.client.ban(desk.conversation_id, user_id)
+            if desk.is_signed:
+                await desk.secure.groups.remove(desk.conversation_id, user_id, ban=True)
+            else:
+                await desk.client.ban(desk.conversation_id, user_id)
         return
     shown = 0
     async for each in desk.client.bans(desk.conversation_id):
@@ -66,7 +83,11 @@ async def _role(desk: Desk, words: str) -> None:
     who, _, role = words.partition(" ")
     if role not in ROLES:
         raise Complaint("/role WHO owner|admin|member", ExitStatus.USAGE)
-    await desk.client.change_member(desk.conversation_id, await desk.person(who), ROLES[role])
+    user_id = await desk.person(who)
+    if desk.is_signed:
+        await desk.secure.groups.appoint(desk.conversation_id, user_id, ROLES[role])
+    else:
+        await desk.client.change_member(desk.conversation_id, user_id, ROLES[role])
 
 
 async def _leave(desk: Desk, words: str) -> None:
@@ -93,19 +114,14 @@ async def _unblock(desk: Desk, words: str) -> None:
 
 async def _other(desk: Desk) -> list[str]:
     """The other one of a conversation between two. Raises Complaint elsewhere."""
-    view = await desk.client.conversation(desk.conversation_id)
-    members = view.members if isinstance(view.members, list) else []
-    others = [each.user_id for each in members if each.user_id != desk.me]
-    if view.type != "direct" or not others:
-        raise Complaint("say who: +15551230002 or @username", ExitStatus.USAGE)
-    return others
+    return [await desk.other("")]
 
 
 # --- coming in -------------------------------------------------------------------------------------------------------
 
 
-async def _link(desk: Desk, words: str) -> None:
-    form: dict[str, Any] = {}
+async def _invite(desk: Desk, words: str) -> None:
+    form: dict[str, Any] = {"needs_approval": True} if desk.is_signed else {}
     for word in words.split():
         if word == "approval":
             form["needs_approval"] = True
@@ -114,7 +130,8 @@ async def _link(desk: Desk, words: str) -> None:
         else:
             form["expires_in_seconds"] = seconds_of(word) or None
     link = await desk.client.create_link(desk.conversation_id, **form)
-    desk.tell(f"others come in with: gearlink chat join {harmless(link.code)}")
+    asks = "; then somebody here has to /approve them" if link.needs_approval else ""
+    desk.tell(f"others come in with: gearlink chat join {harmless(link.code)}{asks}")
 
 
 async def _links(desk: Desk, words: str) -> None:
@@ -135,7 +152,7 @@ async def _links(desk: Desk, words: str) -> None:
     if verb == "revoke":
         raise Complaint("there is no such link here")
     if not shown:
-        desk.tell("there are no links: /link makes one")
+        desk.tell("there are no links: /invite makes one")
 
 
 async def _requests(desk: Desk, words: str) -> None:
@@ -148,7 +165,10 @@ async def _requests(desk: Desk, words: str) -> None:
 
 async def _approve(desk: Desk, words: str) -> None:
     for user_id in await desk.people(words):
-        await desk.client.approve_request(desk.conversation_id, user_id)
+        if desk.is_signed:
+            await desk.secure.groups.approve(desk.conversation_id, user_id)
+        else:
+            await desk.client.approve_request(desk.conversation_id, user_id)
 
 
 async def _decline(desk: Desk, words: str) -> None:
@@ -238,7 +258,7 @@ ABOUT_ROOMS: Final = (
     Command("ban", "[WHO…]", "take people out and keep them out; without a name: who is", _ban, in_direct=False),
     Command("unban", "WHO…", "let people come in again", _unban, in_direct=False),
     Command("role", "WHO owner|admin|member", "give somebody another role", _role, in_direct=False),
-    Command("link", "[DURATION] [USES] [approval]", "a link over which others come in", _link, in_direct=False),
+    Command("invite", "[DURATION] [USES] [approval]", "a link over which others come in", _invite, in_direct=False),
     Command("links", "[revoke CODE]", "the links that there are", _links, in_direct=False),
     Command("requests", "", "who asks to be let in", _requests, in_direct=False),
     Command("approve", "WHO…", "let them in", _approve, in_direct=False),
@@ -255,4 +275,4 @@ ABOUT_ROOMS: Final = (
     Command("block", "[WHO…]", "hear no more of somebody; they are not told", _block),
     Command("unblock", "[WHO…]", "lift the block; WHO is an id or @username from `gearlink chat block`", _unblock),
 )
-COMMANDS: Final = {command.name: command for command in (*ABOUT_MESSAGES, *ABOUT_ROOMS)}
+COMMANDS: Final = {command.name: command for command in (*ABOUT_MESSAGES, *ABOUT_ROOMS, *ABOUT_TRUST)}

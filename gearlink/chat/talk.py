@@ -10,7 +10,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import trio
@@ -19,22 +19,42 @@ from gearlink import protocol
 from gearlink.chat.commands import run_command, show_draft
 from gearlink.chat.desk import Desk
 from gearlink.chat.finding import INTERRUPTED, Complaint, find_conversation
+from gearlink.chat.notices import as_json, changed_identity, not_linked, notice
 from gearlink.chat.refusals import refusal_line
 from gearlink.chat.rooms import COMMANDS
+from gearlink.chat.trust import how_safe
+from gearlink.chat.vaults import open_safely
 from gearlink.errors import ExitStatus
 from gearlink.sdk import Client, Refused, Unreachable
+from gearlink.sdk.secure.told import NotLinked, Recovered, SecurityEvent
 from gearlink.terminal import Terminal, harmless
-from gearlink.views import ConversationView, MessageView
+from gearlink.views import ConversationView, Encryption, MessageView
 
+if TYPE_CHECKING:
+    from gearlink.sdk.secure.client import SecureClient
+
+READABLE: Final = "not encrypted: the server can read what is said here"
 OWN_REMEMBERED_MAX: Final = 1000
 WATCHED_MAX: Final = 50  # of a large group nobody reads who comes and goes
 NOT_OF_THE_LOG: Final = (protocol.MessageDelivered, protocol.MessageRead, protocol.ThreadWasRead)  # but with a number
 
 
 async def talk(options: argparse.Namespace, client: Client, terminal: Terminal) -> int:
+    """`to WHO`."""
+    async with open_safely(options, client, terminal) as secure:
+        encryption: Encryption = "server" if options.plain else "e2ee"
+        found = await find_conversation(client, options.target, encryption, private=not options.plain)
+        view = await secure.companies.note(found)
+        if options.plain and view.encryption == "e2ee":
+            raise Complaint("what is said there is encrypted already, and stays so: leave --plain away")
+        if view.encryption != "e2ee" and view.type != "channel" and not (options.plain or terminal.interactive):
+            terminal.complain(f"-- {READABLE} (--plain: that is meant)")
+        return await _talk(options, secure, terminal, view)
+
+
+async def _talk(options: argparse.Namespace, secure: "SecureClient", terminal: Terminal, view: ConversationView) -> int:
     """Talks until the input ends, and with `--follow` until a signal."""
-    table = Talk(options, client, terminal, await find_conversation(client, options.target))
-    await table.show_past(options.last)
+    table = Talk(options, secure, terminal, view)
     status: int = ExitStatus.OK
 
     async def watch_signals() -> None:
@@ -46,9 +66,9 @@ async def talk(options: argparse.Namespace, client: Client, terminal: Terminal) 
                 nursery.cancel_scope.cancel()
 
     with terminal.editing(table.note_key):
-        async with client.connect(table.tell_connection), trio.open_nursery() as nursery:
+        async with secure.client.connect(table.tell_connection), trio.open_nursery() as nursery:
             nursery.start_soon(watch_signals)
-            nursery.start_soon(table.show_events)
+            await nursery.start(table.show_events, options.last)
             await table.begin()
             await table.send_lines()
             if options.follow and not table.desk.is_left:
@@ -60,12 +80,14 @@ async def talk(options: argparse.Namespace, client: Client, terminal: Terminal) 
 class Talk:
     """One conversation on the screen."""
 
-    def __init__(self, options: argparse.Namespace, client: Client, terminal: Terminal, view: ConversationView) -> None:
+    def __init__(
+        self, options: argparse.Namespace, secure: "SecureClient", terminal: Terminal, view: ConversationView
+    ) -> None:
         self._json: bool = options.json
         self._takes_commands: bool = terminal.interactive or options.commands
-        self._client, self._terminal, self._view, self._conversation_id = client, terminal, view, view.id
-        self._is_direct = view.type == "direct"
-        self.desk = Desk(client, terminal, view.id, is_quiet=options.json, is_direct=self._is_direct)
+        self._secure, self._client, self._terminal = secure, secure.client, terminal
+        self._view, self._conversation_id = view, view.id
+        self.desk = Desk(secure, terminal, view, is_quiet=options.json)
         self._names = self.desk.names
         self._was_offline = False
         self._marks_read = terminal.interactive or options.follow  # else nobody is there who reads
@@ -73,22 +95,30 @@ class Talk:
         self._own: dict[int, None] = {}  # numbers of messages from here whose marks are still of interest
         self._marks = {"delivered": 0, "read": 0}
         self._is_catching_up = True
+        self._linking_code = ""  # that was told last
 
-    async def show_past(self, count: int) -> None:
+    async def _show_past(self, count: int) -> None:
         """The last messages, oldest first. They stand there with all that became of them, so nothing up to here, and up
         to where the log was before they were asked for, is told once more."""
-        pages = self._client.history(self._conversation_id, limit=max(count, 1))
-        newest: list[MessageView] = await anext(pages, [])
-        for message in reversed(newest[:count]):
+        if self.desk.is_encrypted:
+            self.desk.past.head = max(self._shown, self._client.state.cursors.get(self._conversation_id, 0))
+        newest = await self.desk.past.older(count)
+        for message in newest:
             await self._show(message)
-        self._shown = max(self._view.sequence_number, newest[0].sequence_number if newest else 0)
+        self._shown = max([self._shown, *(message.sequence_number for message in newest)])
 
     async def begin(self) -> None:
-        """For a person: what they had begun to write, and whether the others are here. Nothing that has to be known."""
+        """For a person: who can read this, what they had begun to write, and whether the others are here. Nothing that has
+        to be known."""
         if not self._terminal.interactive or self._json:
             return
+        if not self.desk.is_encrypted:
+            self.desk.tell(READABLE)
         with suppress(Refused, Unreachable):
-            await show_draft(self.desk)
+            if self.desk.is_encrypted:
+                self.desk.tell(await how_safe(self.desk))
+            else:
+                await show_draft(self.desk)
         self._watch()
 
     def _watch(self) -> None:
@@ -99,12 +129,27 @@ class Talk:
 
     # --- what comes in ------------------------------------------------------------------------------------------------
 
-    async def show_events(self) -> None:
-        """Shows what happens here until the connection ends. Raises Complaint when the conversation does."""
-        self._seen(self._shown)
-        async for event in self._client.events():
+    async def show_events(self, count: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Shows the past, then what happens here until the connection ends. Raises Complaint when the conversation does.
+
+        What was said in an encrypted conversation comes as events and nowhere else, so they are taken before the past is
+        shown, which is what was kept of them. Where the server can read, it shows the past itself."""
+        if not self.desk.is_encrypted:
+            self._shown = self._view.sequence_number
+            await self._begin_live(count, task_status)
+        is_past_due = self.desk.is_encrypted
+        async for event in self._secure.events():
+            if isinstance(event, SecurityEvent):
+                await self._show_notice(event, is_shown=not is_past_due)
+                continue
             if isinstance(event, protocol.SyncDone):
                 self._is_catching_up = False
+                if is_past_due:
+                    is_past_due = False
+                    await self._begin_live(count, task_status)
+            if is_past_due:
+                self._pass_over(event)
+                continue
             if self._is_old(event):
                 continue
             if isinstance(event, protocol.MessageNew):
@@ -113,6 +158,44 @@ class Talk:
                 await self._show_event(event)
             if self._is_end(event) and not self.desk.is_left:
                 raise Complaint("you are not in this conversation any more, or it was deleted")
+
+    async def _begin_live(self, count: int, task_status: trio.TaskStatus[None]) -> None:
+        await self._show_past(count)
+        self._seen(self._shown)
+        task_status.started()
+
+    def _pass_over(self, event: msgspec.Struct) -> None:
+        """What was missed stands in the past that is shown next."""
+        number = event.message.sequence_number if isinstance(event, protocol.MessageNew) else _number(event)
+        place = event.message.conversation_id if isinstance(event, protocol.MessageNew) else _place(event)
+        if number is not None and place == self._conversation_id:
+            self._shown = max(self._shown, number)
+
+    async def _show_notice(self, event: SecurityEvent, *, is_shown: bool) -> None:
+        """What the client noticed by itself: about whoever, since keys are the same everywhere."""
+        if isinstance(event, Recovered):
+            if not is_shown or event.message.conversation_id != self._conversation_id:
+                return
+        elif isinstance(event, NotLinked):
+            if event.code == self._linking_code:
+                return
+            self._linking_code = event.code
+        if self._json:
+            self._terminal.say(json.dumps(as_json(event)))
+        elif isinstance(event, Recovered):
+            self.desk.tell(f"#{event.message.sequence_number} can be read now:")
+            await self._show(event.message)
+        elif (line := await notice(event, self._names.of)) is not None:
+            self.desk.warn(await self._elsewhere(event) + line)
+
+    async def _elsewhere(self, event: SecurityEvent) -> str:
+        """Which conversation it is about, if it is not the one on the screen."""
+        conversation_id = getattr(event, "conversation_id", "")
+        if conversation_id in ("", self._conversation_id):
+            return ""
+        with suppress(Refused, Unreachable):
+            return f"in {await self._names.title(await self._client.conversation(conversation_id))}: "
+        return "in another conversation: "
 
     def _is_old(self, event: msgspec.Struct) -> bool:
         """Whether the screen shows already what this tells. What was deleted for oneself alone has no number, and is told
@@ -157,7 +240,7 @@ class Talk:
     async def _note_presence(self, event: protocol.Presence) -> None:
         before = self.desk.presence.get(event.user_id)
         self.desk.presence[event.user_id] = event.status
-        if self._is_direct and event.status != (before or "offline") and not self._json:
+        if self.desk.is_direct and event.status != (before or "offline") and not self._json:
             self.desk.tell(f"{await self._names.of(event.user_id)} is {event.status}")
 
     async def _show_new(self, message: MessageView) -> None:
@@ -211,14 +294,26 @@ class Talk:
         try:
             await act()
         except (Refused, Unreachable, Complaint) as trouble:
+            why = await self._explained(trouble) if isinstance(trouble, Refused) else None
             if not self._terminal.interactive or (isinstance(trouble, Refused) and trouble.status == 401):
+                if why is not None:
+                    raise Complaint(why) from None
                 raise
-            line = refusal_line(trouble) if isinstance(trouble, Refused) else str(trouble)
+            line = why or (refusal_line(trouble) if isinstance(trouble, Refused) else str(trouble))
             self._terminal.complain(f"-- {what}{harmless(line)}")
 
+    async def _explained(self, refused: Refused) -> str | None:
+        """What a person has to do before anything can be said here."""
+        if refused.code == "not-linked" and self._linking_code:
+            return not_linked(self._linking_code)
+        if refused.code == "identity-changed" and self.desk.is_encrypted:
+            waiting = (await self._secure.companies.of(self._conversation_id)).waiting
+            names = [await self._names.of(each) for each in waiting]
+            return "; ".join(changed_identity(who) for who in names) or None
+        return None
+
     async def _send(self, line: str) -> None:
-        mentions = await self.desk.mentions(line)
-        sent = await self._client.send(self._conversation_id, line, mentions=mentions)
+        sent = await self.desk.send(line)
         self._own[sent.sequence_number] = None
         if len(self._own) > OWN_REMEMBERED_MAX:
             del self._own[next(iter(self._own))]

@@ -10,11 +10,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import msgspec
+from msgspec import UNSET
 
 from gearlink import protocol
 from gearlink.chat.finding import Complaint
+from gearlink.chat.notices import TROUBLES
 from gearlink.errors import ExitStatus
 from gearlink.sdk import Client, Refused, Unreachable
+from gearlink.sdk.secure.told import OpenedMessage
 from gearlink.terminal import harmless
 from gearlink.views import ConversationView, MessageView, PollView, ReactionView, SettingsView, User
 
@@ -141,6 +144,10 @@ class Names:
         if isinstance(message.deleted_at, str):
             by = message.deleted_by if isinstance(message.deleted_by, str) else message.sender_id
             return f"(deleted by {await self.of(by)})"
+        if isinstance(message, OpenedMessage):
+            return _opened(message)
+        if message.encrypted is not UNSET:
+            return "(encrypted)"
         text = harmless(message.content, lines=True) if message.content else ""
         return text if message.kind in ("text", "poll") and text else f"({harmless(message.kind)}) {text}".rstrip()
 
@@ -204,6 +211,17 @@ class Names:
                 went = {"removed": f"was removed by {actor}", "banned": f"was banned by {actor}", "erased": "is gone"}
                 return f"{who} {went.get(event.how, 'left')}"
         return None
+
+
+def _opened(message: OpenedMessage) -> str:
+    """What was in a letter, or why nobody knows."""
+    if isinstance(message.trouble, str):
+        return f"(cannot be read: {TROUBLES.get(message.trouble, harmless(message.trouble))})"
+    text = harmless(message.content, lines=True) if message.content else ""
+    files = message.attachments if isinstance(message.attachments, list) else []
+    parts = [f"({harmless(each.name or each.mime_type)}, {each.size:,} bytes)" for each in files]
+    parts += [] if (message.kind == "text" and text) or files else [f"({harmless(message.kind)})"]
+    return " ".join([*parts, text]).strip()
 
 
 def reactions(found: list[ReactionView]) -> str:

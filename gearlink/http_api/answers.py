@@ -64,7 +64,10 @@ def data(status: int, body: bytes) -> Answer:
 
 
 def blob(found: Blob, if_none_match: bytes) -> Answer:
-    """The bytes, which never change, or 304 for somebody who has them (RFC 9110 §13.1.2)."""
+    """The bytes, or 304 for somebody who has those that never change (RFC 9110 §13.1.2)."""
+    if not found.etag:
+        named = (b"content-disposition", b'attachment; filename="file"')
+        return Answer(200, found.data, [NO_STORE, (b"content-type", found.mime_type.encode()), named], BLOB_FIELDS)
     etag = f'"{found.etag}"'.encode()
     known = {tag.strip().removeprefix(b"W/") for tag in if_none_match.split(b",")}
     fields = [FOR_GOOD, (b"etag", etag)]

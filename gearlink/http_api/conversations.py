@@ -14,7 +14,16 @@ from gearlink.calls import (
     ReadForm,
 )
 from gearlink.domain import Domain
-from gearlink.errors import ALREADY_MEMBER, BANNED, FORBIDDEN, GROUP_FULL, LAST_OWNER, NOT_FOUND, REFUSED_BY_PRIVACY
+from gearlink.errors import (
+    ALREADY_MEMBER,
+    BANNED,
+    FORBIDDEN,
+    GROUP_FULL,
+    LAST_OWNER,
+    NOT_FOUND,
+    REFUSED_BY_PRIVACY,
+    TOO_MANY,
+)
 from gearlink.http_api.table import LogQuery, PageQuery, Reply, Route
 from gearlink.images import IMAGE_TYPES
 from gearlink.rights import Right
@@ -103,7 +112,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "POST", "/conversations", create_conversation,
         "Open a conversation; a second direct one with the same person answers 200 with the first",
         body=ConversationForm, answers={200: ConversationView, 201: ConversationView},
-        refusals=(REFUSED_BY_PRIVACY, GROUP_FULL),
+        refusals=(REFUSED_BY_PRIVACY, GROUP_FULL, TOO_MANY),
     ),
     Route(
         "GET", "/conversations", list_conversations, "The caller's conversations, newest activity first",
@@ -140,7 +149,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "POST", _CONVERSATION + "/members", add_members, "Add members, all or none; answers those added",
         body=MembersForm, answers={201: Page[MemberView]},
-        refusals=(NOT_FOUND, FORBIDDEN, ALREADY_MEMBER, BANNED, REFUSED_BY_PRIVACY, GROUP_FULL), right=Right.ADD,
+        refusals=(NOT_FOUND, FORBIDDEN, ALREADY_MEMBER, BANNED, REFUSED_BY_PRIVACY, GROUP_FULL, TOO_MANY), right=Right.ADD,
     ),
     Route(
         "PATCH", _CONVERSATION + "/members/{userId}", change_member, "Give a member another role",

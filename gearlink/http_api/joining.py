@@ -149,7 +149,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         "PUT", _CONVERSATION + "/requests/{userId}", approve_request, "Let in somebody who asks",
-        answers={200: MemberView}, refusals=(*_STAFF_ONLY, GROUP_FULL), right=Right.ADD,
+        answers={200: MemberView}, refusals=(*_STAFF_ONLY, GROUP_FULL, TOO_MANY), right=Right.ADD,
     ),
     Route(
         "DELETE", _CONVERSATION + "/requests/{userId}", decline_request, "Do not let in somebody who asks",

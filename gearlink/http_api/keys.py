@@ -3,11 +3,12 @@
 from typing import Final
 
 from gearlink.accounts import Actor
-from gearlink.calls import ClaimForm, KeysForm
+from gearlink.calls import CertificateForm, ClaimForm, KeysForm
 from gearlink.domain import Domain
 from gearlink.errors import NOT_FOUND, TOO_MANY
 from gearlink.http_api.table import Reply, Route
-from gearlink.views import ClaimedKeys, DeviceIdentities, KeyStatus
+from gearlink.rights import Right
+from gearlink.views import ClaimedKeys, ConversationDevices, DeviceIdentities, KeyStatus
 
 
 async def publish_keys(domain: Domain, actor: Actor, form: KeysForm) -> Reply:
@@ -24,6 +25,15 @@ async def claim_keys(domain: Domain, actor: Actor, form: ClaimForm) -> Reply:
 
 async def list_device_identities(domain: Domain, actor: Actor, user_id: str) -> Reply:
     return 200, await domain.keyring.devices(actor, user_id)
+
+
+async def certify_device(domain: Domain, actor: Actor, device_id: str, form: CertificateForm) -> Reply:
+    await domain.keyring.certify(actor, device_id, form)
+    return 204, None
+
+
+async def list_conversation_devices(domain: Domain, actor: Actor, conversation_id: str) -> Reply:
+    return 200, await domain.keyring.devices_in(actor, conversation_id)
 
 
 ROUTES: Final[tuple[Route, ...]] = (
@@ -43,5 +53,15 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "GET", "/users/{userId}/devices", list_device_identities, "The identity keys of a user's devices",
         answers={200: DeviceIdentities}, refusals=(NOT_FOUND,),
+    ),
+    Route(
+        "PUT", "/devices/{deviceId}/certificate", certify_device,
+        "Say that a device is one's own: a signature by one's account key",
+        body=CertificateForm, answers={204: None}, refusals=(NOT_FOUND,),
+    ),
+    Route(
+        "GET", "/conversations/{conversationId}/devices", list_conversation_devices,
+        "The devices for which a conversation's messages are encrypted",
+        answers={200: ConversationDevices}, refusals=(NOT_FOUND,), right=Right.READ,
     ),
 )  # fmt: skip

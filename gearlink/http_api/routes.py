@@ -15,11 +15,13 @@ from gearlink.errors import (
     OVERLOADED,
     REFUSED_BY_PRIVACY,
     REGISTRATION_CLOSED,
+    STALE_DEVICES,
     TOO_MANY_DEVICES,
     USERNAME_TAKEN,
     WRONG_CODE,
 )
 from gearlink.http_api import (
+    archives,
     auth,
     conversations,
     joining,
@@ -93,6 +95,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     # --- conversations ------------------------------------------------------------------------------------------------
     *conversations.ROUTES,
     *joining.ROUTES,
+    *archives.ROUTES,
     # --- messages -----------------------------------------------------------------------------------------------------
     Route(
         "GET", _CONVERSATION + "/messages", conversations.list_messages,
@@ -103,7 +106,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "POST", _CONVERSATION + "/messages", conversations.send_message,
         "Send a message; the same `tempId` again answers the same and stores nothing",
         body=calls.MessageForm, answers={201: calls.SentMessage},
-        refusals=(NOT_FOUND, FORBIDDEN, REFUSED_BY_PRIVACY, MUST_BE_ENCRYPTED, OVERLOADED), right=Right.SEND,
+        refusals=(NOT_FOUND, FORBIDDEN, REFUSED_BY_PRIVACY, MUST_BE_ENCRYPTED, STALE_DEVICES, OVERLOADED), right=Right.SEND,
     ),
     Route(
         "PUT", _CONVERSATION + "/read", conversations.mark_read, "Everything up to this number has been read",

@@ -28,11 +28,12 @@ PARAMETER: Final = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """Bytes that are shown as they are. `etag` is another one for other bytes, so they may be kept for good."""
+    """Bytes that are shown as they are. `etag` is another one for other bytes, so they may be kept for good; without
+    one they may be others tomorrow."""
 
     data: bytes
     mime_type: str
-    etag: str
+    etag: str = ""
 
 
 Reply = tuple[int, msgspec.Struct | Blob | None]
@@ -56,6 +57,9 @@ _SEGMENT: Final = r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
 TEXT_PARAMETERS: Final[Mapping[str, TextParameter]] = {
     "emoji": TextParameter(_SEGMENT, limits.EMOJI_CHARS_MAX, "an emoji, as percent-encoded UTF-8"),
     "code": TextParameter("[A-Za-z0-9_-]", limits.JOIN_CODE_CHARS_MAX, "the code", limits.JOIN_CODE_CHARS_MIN),
+    "number": TextParameter(
+        "[0-9]", len(str(limits.ARCHIVE_CHUNKS_MAX)), "a whole number from 0, without zeros in front"
+    ),
 }
 """Every other parameter of a path is an id."""
 

@@ -60,6 +60,14 @@ class Events:
     async def __anext__(self) -> Event:
         return await self._inbox.next()
 
+    def hold(self) -> None:
+        """The event that was given last is not dealt with yet: leaving `connect()` does not take it, until `release`."""
+        self._inbox.is_held = True
+
+    def release(self) -> None:
+        """It is dealt with."""
+        self._inbox.is_held = False
+
 
 class Client(Sending):
     """Made by `open_client`. The calls over HTTP work at once, sending and events inside of `connect()`."""
@@ -83,6 +91,21 @@ class Client(Sending):
     def online(self) -> bool:
         """Whether an authenticated socket is open now."""
         return self._online is not None
+
+    @property
+    def connected(self) -> bool:
+        """Whether `connect()` is open, with a socket or waiting for one."""
+        return self._inbox.open
+
+    @property
+    def epoch(self) -> str:
+        """The epoch of the server's store, as this client heard it last; empty if it never did."""
+        return self._inbox.epoch or self.state.epoch or ""
+
+    @property
+    def options(self) -> Options:
+        """What this client was opened with."""
+        return self._options
 
     async def wait_online(self) -> None:
         """Waits for an authenticated socket. Raises Refused once this device is signed out."""
@@ -350,7 +373,8 @@ class Client(Sending):
     async def _leave(self) -> None:
         """The block was left in peace: what the caller had counts as taken, and the marks are told if they can be."""
         self._leaving = True
-        self._inbox.settle()
+        if not self._inbox.is_held:
+            self._inbox.settle()
         connection = self._online
         if connection is None:
             return

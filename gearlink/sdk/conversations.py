@@ -22,6 +22,7 @@ from gearlink.views import (
     MemberView,
     Page,
     Role,
+    RosterStatement,
 )
 
 
@@ -111,6 +112,17 @@ class Conversations(Exchange):
     async def unban(self, conversation_id: str, user_id: str) -> None:
         """Lets somebody come in again by the usual ways."""
         await self.call("DELETE", _path(conversation_id, "bans", user_id), None)
+
+    def roster(self, conversation_id: str, after: int = 0) -> Items[RosterStatement]:
+        """Who is in an encrypted group, as its admins signed it: the statements above version `after`, in order."""
+        return self.items(_path(conversation_id, "roster"), RosterStatement, position="after", after=after)
+
+    async def publish_roster(self, conversation_id: str, statement: str, signature: str) -> int:
+        """Puts a statement behind the newest one; the same one again changes nothing. Answers its version. Raises
+        Refused `roster-conflict`, which has the newest `version`, and `too-many`."""
+        form = calls.RosterForm(statement=statement, signature=signature)
+        path = _path(conversation_id, "roster")
+        return (await self.call("POST", path, calls.RosterPublished, form)).version
 
     # --- coming in ----------------------------------------------------------------------------------------------------
 

@@ -95,10 +95,11 @@ class Exchange:
         token = await self.access_token(rejected=token)
         return await self._exchange(method, path, form, body, params, token, media_type, patience)
 
-    def items(self, path: str, form: type[T], **params: Any) -> Items[T]:
-        """The list at `path`, whose items have this form; parameters that are None are left out."""
+    def items(self, path: str, form: type[T], *, position: str = "cursor", **params: Any) -> Items[T]:
+        """The list at `path`, whose items have this form; parameters that are None are left out. `position` is the
+        parameter that takes what a page says comes next."""
         given = {key: value for key, value in params.items() if value is not None}
-        return Items(partial(self.call, "GET", path, Page[form]), given)  # type: ignore[valid-type]
+        return Items(partial(self.call, "GET", path, Page[form]), given, position)  # type: ignore[valid-type]
 
     async def _open(self, method: str, path: str, form: type[T], body: msgspec.Struct) -> T:
         return await self._exchange(method, path, form, body, None, None)

@@ -35,7 +35,8 @@ Event = (
     | protocol.JoinRequested | protocol.JoinSettled | protocol.ThreadWasRead | protocol.DraftChanged
     | protocol.ScheduledChanged | protocol.ScheduledRemoved | protocol.ContactChanged | protocol.ContactRemoved
     | protocol.BlockAdded | protocol.BlockRemoved | protocol.PrivacyChanged | protocol.DeviceAdded
-    | protocol.DeviceRemoved | protocol.KeysLow | protocol.IdentityChanged | protocol.SyncDone
+    | protocol.DeviceRemoved | protocol.KeysLow | protocol.IdentityChanged | protocol.RosterChanged
+    | protocol.SyncDone
 )  # fmt: skip
 Numbered = (
     protocol.MessageNew | protocol.MessageEdited | protocol.MessageDeleted | protocol.MessageExpired
@@ -102,6 +103,7 @@ class Inbox:
         self.open = False
         self.failure: Refused | None = None
         self.lagging = False
+        self.is_held = False  # what was handed over last is not to be settled by leaving
 
     # --- towards the socket -------------------------------------------------------------------------------------------
 

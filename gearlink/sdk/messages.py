@@ -83,6 +83,11 @@ class Messages(Exchange):
             forwarded_from_id=forwarded_from_id,
             expires_in_seconds=expires_in_seconds,
         )
+        return await self.post_form(conversation_id, form)
+
+    async def post_form(self, conversation_id: str, form: calls.MessageForm) -> calls.SentMessage:
+        """`post` of a form that the caller has filled in, e.g. with `encrypted` in place of a content: Refused
+        `stale-devices` says which devices of the members it does not fit."""
         path = f"/conversations/{segment(conversation_id)}/messages"
         return await self.call("POST", path, calls.SentMessage, form)
 

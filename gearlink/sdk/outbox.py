@@ -112,7 +112,15 @@ class Outbox:
                 entry.written = False
             self._paused_until = max(self._paused_until, now + self._backoff.next(told))
         elif entry is not None:
-            entry.refused = Refused(error.code, 0, error.detail, retry_after_seconds=told)
+            entry.refused = Refused(
+                error.code,
+                0,
+                error.detail,
+                retry_after_seconds=told,
+                missing=error.missing or (),
+                extra=error.extra or (),
+                changed=error.changed or (),
+            )
             entry.done.set()
 
     def refuse_written(self, code: str, detail: str) -> None:
@@ -223,8 +231,10 @@ def told_seconds(error: Error) -> float | None:
 def checked_send(frame: Send) -> Send:
     """The frame, checked here: one over the server's limits would end the socket, and be tried again for ever. Raises
     Refused `invalid-request`."""
+    if (frame.content is None) == (frame.encrypted is None):
+        raise Refused("invalid-request", 422, "A message has either a content or an encrypted one")
     try:
-        size = len(frame.content.encode())
+        size = len(frame.content.encode()) if frame.content is not None else 1
     except UnicodeEncodeError:
         raise Refused("invalid-request", 422, "The text is not valid Unicode") from None
     if not 0 < size <= CONTENT_BYTES_MAX:

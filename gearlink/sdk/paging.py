@@ -16,10 +16,12 @@ T = TypeVar("T")
 class Items(Generic[T]):
     """The items of a list, fetched page by page as they are asked for."""
 
-    __slots__ = ("_fetch", "_items", "_next")
+    __slots__ = ("_fetch", "_items", "_next", "_position")
 
-    def __init__(self, fetch: Callable[..., Awaitable[Page[T]]], params: dict[str, Any] | None = None) -> None:
-        self._fetch = fetch
+    def __init__(
+        self, fetch: Callable[..., Awaitable[Page[T]]], params: dict[str, Any] | None = None, position: str = "cursor"
+    ) -> None:
+        self._fetch, self._position = fetch, position
         self._items: deque[T] = deque()
         self._next: dict[str, Any] | None = params or {}
 
@@ -32,7 +34,7 @@ class Items(Generic[T]):
                 raise StopAsyncIteration
             page = await self._fetch(params=self._next)
             self._items.extend(page.items)
-            self._next = None if page.next is None else {**self._next, "cursor": page.next}
+            self._next = None if page.next is None else {**self._next, self._position: page.next}
         return self._items.popleft()
 
 

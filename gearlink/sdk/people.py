@@ -16,6 +16,7 @@ from gearlink.views import (
     BlockView,
     ClaimedKeys,
     ContactView,
+    ConversationDevices,
     Device,
     DeviceBundle,
     DeviceIdentities,
@@ -103,8 +104,23 @@ class People(Exchange):
 
     async def devices_of(self, user_id: str) -> list[DeviceIdentity]:
         """The identity keys of a user's devices. Raises Refused `not-found`."""
-        answer = await self.call("GET", f"/users/{segment(user_id)}/devices", DeviceIdentities)
-        return answer.devices
+        return (await self.identities_of(user_id)).devices
+
+    async def identities_of(self, user_id: str) -> DeviceIdentities:
+        """`devices_of` a user, and the account key that certifies them. Raises Refused `not-found`."""
+        return await self.call("GET", f"/users/{segment(user_id)}/devices", DeviceIdentities)
+
+    async def certify_device(self, device_id: str, account_key: str, signature: str) -> None:
+        """Says that a device of the caller is theirs: `signature` is by the account key. Another account key than before
+        voids the certificates of all other devices. Raises Refused `not-found`, `invalid-request`."""
+        form = calls.CertificateForm(account_key=account_key, signature=signature)
+        await self.call("PUT", f"/devices/{segment(device_id)}/certificate", None, form)
+
+    async def conversation_devices(self, conversation_id: str) -> ConversationDevices:
+        """The devices for which messages in an encrypted conversation are, this one among them. Raises Refused
+        `not-found`."""
+        path = f"/conversations/{segment(conversation_id)}/devices"
+        return await self.call("GET", path, ConversationDevices)
 
     # --- oneself ------------------------------------------------------------------------------------------------------
 

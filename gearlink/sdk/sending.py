@@ -10,7 +10,7 @@ from typing import Any, Final, get_args
 
 import trio
 
-from gearlink.calls import SentMessage
+from gearlink.calls import MessageForm, SentMessage
 from gearlink.protocol import PollForm, Send
 from gearlink.sdk.failures import Refused
 from gearlink.sdk.inbox import Inbox
@@ -63,6 +63,12 @@ class Sending(Rest):
             forwarded_from_id=forwarded_from_id,
             expires_in_seconds=expires_in_seconds,
         )
+        return await self.submit(frame)
+
+    async def submit(self, frame: Send) -> Sent:
+        """`send` of a frame that the caller has filled in, e.g. with `encrypted` in place of a content: Refused
+        `stale-devices` says which devices of the members it does not fit."""
+        self._require_connect()
         frame = checked_send(frame)
         async with self._slots:
             if self._inbox.failure is not None:
@@ -107,9 +113,9 @@ class Sending(Rest):
         """`send` of a contact card; `more` are further keys of it, such as `phoneNumber` and `userId`."""
         return await self.send(conversation_id, json.dumps({"displayName": display_name, **more}), kind="contact")
 
-    async def post(self, conversation_id: str, *given: Any, **more: Any) -> SentMessage:
+    async def post_form(self, conversation_id: str, form: MessageForm) -> SentMessage:
         """As in `Messages`; its number is no hole in the events of this client."""
-        sent = await super().post(conversation_id, *given, **more)
+        sent = await super().post_form(conversation_id, form)
         if self._inbox.open:
             self._inbox.own(conversation_id, sent.sequence_number)
         return sent

@@ -59,6 +59,10 @@ def refusal(status: int, data: bytes, headers: "httpx.Headers") -> Refused | Unr
         retry_after_seconds=retry_after,
         correlation_id=problem.correlation_id,
         errors=problem.errors if problem.errors is not msgspec.UNSET else None,
+        version=problem.version if problem.version is not msgspec.UNSET else None,
+        missing=problem.missing or (),
+        extra=problem.extra or (),
+        changed=problem.changed or (),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 
-from tests.bench import crowds, opening, standing, talking
+from tests.bench import crowds, devices, opening, sealing, standing, talking
 from tests.bench.report import Figure, save
 from tests.bench.stage import FULL, SHORT, Stage, open_stage
 from tests.bench.wire import BenchFailed
@@ -27,6 +27,12 @@ BENCHES: dict[str, Callable[[Stage], list[Figure]]] = {
     "presence": crowds.presence,
     "open": opening.conversation,
     "lists": opening.lists,
+    "cipher": sealing.cipher,
+    "vault": sealing.vault,
+    "sizes": sealing.sizes,
+    "first": devices.first,
+    "missed": devices.missed,
+    "ciphertext": devices.ciphertext,
 }
 
 

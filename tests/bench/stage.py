@@ -29,18 +29,24 @@ class Scale:
     history: int
     amended: tuple[int, ...]  # the messages of conversations that are opened
     calls: int  # of each kind that are timed one by one, in each repetition
+    missed: int  # messages that come while a device is off
 
 
-FULL = Scale(repetitions=5, seconds=4.0, sockets=10_000, history=100_000, amended=(100, 10_000, 200_000), calls=200)
-SHORT = Scale(repetitions=3, seconds=1.5, sockets=1_000, history=20_000, amended=(100, 10_000), calls=50)
+FULL = Scale(
+    repetitions=5, seconds=4.0, sockets=10_000, history=100_000, amended=(100, 10_000, 200_000), calls=200, missed=1_000
+)
+SHORT = Scale(repetitions=3, seconds=1.5, sockets=1_000, history=20_000, amended=(100, 10_000), calls=50, missed=200)
 
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody who signed up."""
+    """Somebody who signed up, on one device."""
 
     user_id: str
     access_token: str
+    device_id: str
+    refresh_token: str
+    phone_number: str
 
 
 class Stage:
@@ -113,17 +119,27 @@ class Served:
         people = []
         for _ in range(count):
             self._numbers += 1
-            number = phone_number(self._numbers)
-            asked = http.post("/api/v1/auth/verify/request", {"phoneNumber": number})
-            form = {
-                "verificationId": asked["verificationId"],
-                "code": self.process.code(number),
-                "device": {"name": "bench", "type": "bot"},
-            }
-            entered = http.post("/api/v1/auth/verify/confirm", form)
-            people.append(Person(entered["user"]["id"], entered["accessToken"]))
+            people.append(self._enter(http, phone_number(self._numbers)))
         http.close()
         return people
+
+    def another_device(self, person: Person) -> Person:
+        """The same user on a further device."""
+        http = Http(self.port)
+        entered = self._enter(http, person.phone_number)
+        http.close()
+        return entered
+
+    def _enter(self, http: Http, number: str) -> Person:
+        asked = http.post("/api/v1/auth/verify/request", {"phoneNumber": number})
+        form = {
+            "verificationId": asked["verificationId"],
+            "code": self.process.code(number),
+            "device": {"name": "bench", "type": "bot"},
+        }
+        entered = http.post("/api/v1/auth/verify/confirm", form)
+        user_id, device_id = entered["user"]["id"], entered["device"]["id"]
+        return Person(user_id, entered["accessToken"], device_id, entered["refreshToken"], number)
 
     def group(self, people: list[Person]) -> str:
         """A conversation of them all, readable to the server; the first one is its owner."""

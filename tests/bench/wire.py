@@ -20,7 +20,7 @@ TIMEOUT_SECONDS = 30.0
 _MASK = (
     b"\x9a\x3c\xe1\x57"  # any will do (RFC 6455 §5.3 wants it unpredictable because of proxies; there are none here)
 )
-_SEQUENCE = re.compile(rb'"sequenceNumber":(\d+)')
+_SEQUENCE = re.compile(rb'"sequenceNumber":(\d+),"createdAt"')  # of a message: marks of who has read have none
 
 
 class BenchFailed(Exception):

@@ -17,10 +17,19 @@ import trio
 from config import limits
 from gearlink.clock import new_id
 from storage.embedded import open_store
-from storage.events import MemberLeft, Message, MessageEdited, MessagesExpired, Plain
+from storage.events import (
+    Letter,
+    MemberLeft,
+    Message,
+    MessageEdited,
+    MessagesExpired,
+    Plain,
+    Sealed,
+    SilentMessage,
+)
 from storage.keys import TABLES
 from storage.notices import Appended, DeviceRemoved, Notice
-from storage.records import Account, Amendment, Delivery, Head, Invite, LogEntry, Member, Username
+from storage.records import Account, Amendment, Delivery, Envelope, Head, Invite, LogEntry, Member, Username
 from storage.store import Outcome, Store, Transaction
 from tests.changes import ANN, BOB, ROOM, Refused, appending, message, putting
 from tests.fakes import FakeStore
@@ -304,6 +313,31 @@ async def test_an_amendment_is_no_activity_and_what_a_message_replies_to_is_told
     assert await store.get(LogEntry, ROOM, 1) == quoted
     assert told[1].subject == lie
     assert await store.get(Head, ROOM) == Head(ROOM, 3, 2, 20)
+
+
+async def test_what_is_silent_has_a_number_beside_the_history_and_letters_are_kept_for_their_devices(
+    store: Store,
+) -> None:
+    told: list[Appended] = []
+    store.listen(lambda notices: told.extend(each for each in notices if isinstance(each, Appended)))
+    phone, laptop = sorted((new_id(), new_id()))
+    letters = (Letter(ANN, phone, "prekey", b"one"), Letter(ANN, laptop, "message", b"two"))
+    sealed = Sealed("double-ratchet", b"", devices=(phone, laptop))
+
+    async def change(tx: Transaction) -> None:
+        await tx.append(ROOM, message(at=20))
+        silent = SilentMessage(new_id(), BOB, 90, new_id(), "control", sealed, "t")
+        assert await tx.append(ROOM, silent, None, letters) == 2
+
+    await store.write(change)
+    assert await store.get(Head, ROOM) == Head(ROOM, 2, 1, 20)
+    assert [entry.sequence for entry in await store.scan(LogEntry, ROOM, limit=9)] == [1]
+    [kept] = await store.scan(Amendment, ROOM, limit=9)
+    assert (kept.sequence, told[1].entry.event, told[1].letters) == (2, kept.event, letters)
+    assert await store.scan(Envelope, ROOM, limit=9) == [
+        Envelope(ROOM, phone, 2, ANN, "prekey", b"one"),
+        Envelope(ROOM, laptop, 2, ANN, "message", b"two"),
+    ]
 
 
 # --- reads inside a change -------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from gearlink.ws_frames import FRAMES, FrameRoute
 from storage.events import ConversationType, Role
 from storage.records import Conversation
 from tests import pictures
+from tests.handsets import Handset, Owner
 from tests.house import House, Person, Wire, open_house, open_wire
 from tests.http_examples import OTHER, example_of
 
@@ -43,6 +44,8 @@ POLL = {"kind": "poll", "poll": {"options": ["yes", "no"]}}
 QUERIES = {"/users": {"username": "nobody"}}
 ENDS_THE_SESSION = {"POST /auth/logout", "DELETE /users/me", "DELETE /devices/{deviceId}"}
 DELETES_THE_MESSAGE = "DELETE /messages/{messageId}"
+ENCRYPTED_ONLY = "/conversations/{conversationId}/roster"
+"""What only encrypted groups have: to others' members it is no valid request (`tests/flows/test_rosters.py`)."""
 ABOUT_CONVERSATIONS = [route for route in ROUTES if {"conversationId", "messageId"} & set(route.ids)]
 ELSEWHERE = [route for route in ROUTES if route not in ABOUT_CONVERSATIONS]
 
@@ -146,12 +149,14 @@ async def found(town: Town, kind: ConversationType, route: Route | None = None) 
 
 async def ask(route: Route, actor: httpx.AsyncClient, ids: dict[str, str], newcomer: str) -> httpx.Response:
     """The call with its example; what is not among `ids` is the id of nothing."""
-    texts = {"emoji": quote("\N{THUMBS UP SIGN}"), "code": "x" * 24} | ids
+    texts = {"emoji": quote("\N{THUMBS UP SIGN}"), "code": "x" * 24, "number": "0"} | ids
     path = route.path.format(**{name: texts.get(name) or new_id() for name in route.ids})
     if route.takes:
-        picture = {"image/png": pictures.png(), "image/jpeg": pictures.jpeg()}.get(route.takes[0], b"")
+        picture = {"image/png": pictures.png(), "image/jpeg": pictures.jpeg()}.get(route.takes[0], b"sealed")
         return await actor.request(route.method, path, content=picture, headers={"Content-Type": route.takes[0]})
     body = example_of(route.body)
+    if route.body is calls.CertificateForm and "keysOf" in ids:  # a signature names whose device it is about
+        body = Owner().certify(ids["keysOf"], ids["deviceId"], Handset())
     if body is not None:  # whom it names is nobody in the example, and somebody here
         there = {OTHER: newcomer, str([OTHER]): [newcomer]}
         body = {key: there.get(str(value), value) for key, value in body.items()}
@@ -228,6 +233,8 @@ async def test_a_member_may_do_what_the_declared_right_allows_and_nothing_else(
             where = (name_of(route), role, answer.text)
             if refusal:
                 assert outcome(answer) == (403, refusal), where
+            elif route.path == ENCRYPTED_ONLY:
+                assert outcome(answer) == (422, "invalid-request"), where
             else:
                 assert answer.is_success, where
 
@@ -246,6 +253,8 @@ async def test_between_two_of_whom_one_blocked_the_other_nothing_new_is_said(tow
             if refusal:
                 assert outcome(answer) == (403, refusal), name_of(route)
                 refused.add(refusal)
+            elif route.path == ENCRYPTED_ONLY:
+                assert outcome(answer) == (422, "invalid-request"), name_of(route)
             else:
                 assert answer.is_success, (name_of(route), answer.text)
     assert refused == {"forbidden", "refused-by-privacy"}
@@ -282,7 +291,14 @@ async def own_things(town: Town, person: Person) -> dict[str, str]:
     link = await town.owner.http.post(f"/conversations/{await town.owner.open('group')}/links", json={})
     headers = {"Content-Type": "image/png"}
     avatar = await person.http.put("/users/me/avatar", content=pictures.png(), headers=headers)
+    archive = f"/archives/{person.device_id}"  # any id will do, and another one each time would be too many
+    (await person.http.put(archive, json={"kind": "backup"})).raise_for_status()
+    octets = {"Content-Type": "application/octet-stream"}
+    (await person.http.put(f"{archive}/chunks/0", content=b"sealed", headers=octets)).raise_for_status()
+    (await person.http.put("/keys", json=example_of(calls.KeysForm))).raise_for_status()
     return {
+        "keysOf": person.id,
+        "archiveId": person.device_id,
         "userId": town.victim.id,
         "deviceId": person.device_id,
         "scheduledId": scheduled.raise_for_status().json()["id"],
@@ -373,7 +389,7 @@ def fields_of(route: FrameRoute, conversation_id: str, message_id: str) -> dict[
     known = {"conversationId": conversation_id, "messageId": message_id, **FRAME_FIELDS}
     needed = {each.encode_name for each in structs.fields(route.form) if each.required}
     assert needed <= set(known), f"{route.type}: {needed - set(known)} wants an example in FRAME_FIELDS"
-    if route.form is protocol.SetDraft:  # without content it is given up
+    if route.form in (protocol.SetDraft, protocol.Send):  # without content the one is given up, the other encrypted
         needed.add("content")
     return {name: known[name] for name in needed}
 

@@ -511,7 +511,9 @@ async def test_a_disk_that_really_fills_up_damages_nothing(tmp_path: Path) -> No
     async with serving(disk / "data", prefix=mount) as server:
         _answer, client = await server.sign_up(ANN)
         async with aclosing(client):
-            conversation = (await client.post("/conversations", json={"type": "group"})).json()["id"]
+            conversation = (await client.post("/conversations", json={"type": "group", "encryption": "server"})).json()[
+                "id"
+            ]
             path = f"/conversations/{conversation}/messages"
 
             async def send(temp_id: str) -> httpx.Response:

@@ -146,7 +146,7 @@ class World:
     async def found(self, actor: Actor, _room: str, _message: str, what: int) -> None:
         others = [user for i, user in enumerate(self.users) if what >> i & 1 and user != actor.user_id]
         settings = SettingsForm(history_visible=bool(what & 8), pin="everyone", invite="everyone")
-        form = ConversationForm(type="group", member_ids=others, name="G", settings=settings)
+        form = ConversationForm(type="group", encryption="server", member_ids=others, name="G", settings=settings)
         view, _created = await self.domain.conversations.create(actor, form)
         self.rooms.append(view.id)
 
