@@ -6,58 +6,30 @@ nobody fills it with what no owner or admin stands for, and every reader can rea
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Final
+from typing import Final
 
 import msgspec
 import trio
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET
 
 from config import limits
-from gearlink import views
+from gearlink import statements, views
 from gearlink.accounts import Actor
-from gearlink.calls import KeyText, RosterForm, SignatureText
+from gearlink.calls import RosterForm
 from gearlink.clock import Clock
 from gearlink.complaints import split_validation_error
 from gearlink.errors import FORBIDDEN, ROSTER_CONFLICT, TOO_MANY, Refusal, invalid
 from gearlink.prekeys import checked_identity, checked_signature, encoded
 from gearlink.rights import Right, enter, has_roster
+from gearlink.statements import MemberChange, Statement
 from gearlink.throttle import Budget
-from gearlink.views import Id, Page, Role
+from gearlink.views import Page
 from storage.notices import RosterChanged
 from storage.records import AccountKey, Conversation, DeviceKeys, Member, RosterStatement
 from storage.store import Reads, Store, Transaction
 
-_TITLE: Final = b"GearLink roster v1"
 _KEYS_PER_STEP: Final = 50  # 2 ms or so
-
-
-class _Part(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """What one reader does not know, another might follow."""
-
-
-class _Signer(_Part, frozen=True):
-    user_id: Id
-    device_id: Id
-    identity_key: KeyText
-    account_key: KeyText
-    certificate: SignatureText
-
-
-class _Change(_Part, frozen=True):
-    user_id: Id
-    role: Role | None
-    account_key: KeyText | UnsetType = UNSET
-
-
-class _Statement(_Part, frozen=True):
-    conversation_id: Id
-    version: Annotated[int, Meta(ge=1, le=limits.ROSTER_STATEMENTS_MAX)]
-    previous: KeyText | None
-    at: Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$", max_length=24)]
-    signer: _Signer
-    changes: Annotated[list[_Change], Meta(min_length=1, max_length=limits.ROSTER_CHANGES_MAX)]
 
 
 class Rosters:
@@ -76,14 +48,15 @@ class Rosters:
         """
         self._budget.check_change(actor)
         await _enter(self._store, actor, conversation_id)  # a stranger learns nothing of the statement
-        data = form.statement.encode()
-        if len(data) > limits.ROSTER_STATEMENT_BYTES_MAX:
+        if len(form.statement.encode()) > limits.ROSTER_STATEMENT_BYTES_MAX:
             raise invalid("statement", f"at most {limits.ROSTER_STATEMENT_BYTES_MAX} bytes of UTF-8")
-        statement = _read(form.statement, data)
+        data, statement = _read(form.statement)
         if statement.conversation_id != conversation_id:
             raise invalid("statement.conversationId", "a statement of another conversation")
         await _require_sound(statement.changes)
-        signature = checked_signature(statement.signer.identity_key, _TITLE + data, form.signature, "signature")
+        signature = checked_signature(
+            statement.signer.identity_key, statements.TITLE + data, form.signature, "signature"
+        )
         now = self._clock.now()
 
         async def change(tx: Transaction) -> bool:
@@ -143,28 +116,18 @@ async def _newest(reads: Reads, conversation_id: str) -> RosterStatement | None:
     return found[0] if found else None
 
 
-def _read(text: str, data: bytes) -> _Statement:
+def _read(text: str) -> tuple[bytes, Statement]:
     """Raises Refusal `invalid-request`."""
     try:
-        statement = msgspec.json.decode(data, type=_Statement)
-        # Of a key that comes twice one reader takes the first and another the last. Nothing is nested deeply any more.
-        json.loads(text, object_pairs_hook=_once)
+        return statements.read(text)
     except msgspec.ValidationError as error:
-        path, message = split_validation_error(error, _Statement)
+        path, message = split_validation_error(error, Statement)
         raise invalid(f"statement.{path}".rstrip("."), message) from None
-    except (msgspec.DecodeError, ValueError, RecursionError):
+    except statements.Unreadable:
         raise invalid("statement", "not JSON that every reader reads alike") from None
-    return statement
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key comes twice")
-    return found
-
-
-async def _require_sound(changes: Sequence[_Change]) -> None:
+async def _require_sound(changes: Sequence[MemberChange]) -> None:
     """Raises Refusal `invalid-request` for what readers could take in two ways."""
     if len({change.user_id for change in changes}) != len(changes):
         raise invalid("statement.changes", "a user stands there twice")
@@ -183,7 +146,7 @@ def _hash(last: RosterStatement | None) -> str | None:
     return encoded(hashlib.sha256(last.statement.encode()).digest()) if last is not None else None
 
 
-async def _require_signer(tx: Transaction, conversation: Conversation, bringer: Member, statement: _Statement) -> None:
+async def _require_signer(tx: Transaction, conversation: Conversation, bringer: Member, statement: Statement) -> None:
     """Raises Refusal `invalid-request` for keys that are not those of the signer, `forbidden`."""
     signer = statement.signer
     keys = await tx.get(DeviceKeys, signer.user_id, signer.device_id)

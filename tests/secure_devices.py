@@ -8,7 +8,7 @@ import random
 import secrets
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import trio
@@ -26,6 +26,7 @@ from gearlink.sdk.secure.told import OpenedMessage, SecurityEvent
 from gearlink.sdk.state import State
 from tests.house import SECONDS_MAX, Person
 
+TEXTS = [f"message {number}" for number in range(6)]
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
@@ -175,3 +176,11 @@ def crash_at(client: Client, number: int, *, before: bool) -> None:
         return answer
 
     client.call = counted  # type: ignore[method-assign]
+
+
+async def talked(phone: SecureClient, other: Person, texts: Sequence[str] = TEXTS) -> str:
+    """A conversation in which this was said."""
+    room = (await phone.groups.create("direct", [other.id])).id
+    for text in texts:
+        await phone.send(room, text)
+    return room

@@ -2,7 +2,7 @@
 
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from gearlink.sdk.secure.backup import BackupStatus, Covered, Restored
 from gearlink.sdk.secure.client import SecureClient
 from gearlink.sdk.secure.told import IdentityChanged, NotLinked, SecurityEvent
 from gearlink.views import ArchiveView
-from tests.house import House, Person, open_house
+from tests.house import House, open_house
 from tests.memory_vault import MemoryVault
 from tests.secure_devices import (
+    TEXTS,
     Clock,
     Crash,
     count_calls,
@@ -34,10 +35,9 @@ from tests.secure_devices import (
     open_device,
     open_still,
     shown,
+    talked,
     told,
 )
-
-TEXTS = [f"message {number}" for number in range(6)]
 
 
 @pytest.fixture
@@ -50,14 +50,6 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two messages fill a chunk."""
     monkeypatch.setattr(recovery, "PLAIN_BYTES", 1400)
-
-
-async def talked(phone: SecureClient, bob: Person, texts: Sequence[str] = TEXTS) -> str:
-    """A conversation in which this was said."""
-    room = (await phone.groups.create("direct", [bob.id], name=None, description=None)).id
-    for text in texts:
-        await phone.send(room, text)
-    return room
 
 
 async def set_up(phone: SecureClient) -> str:

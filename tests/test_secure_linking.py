@@ -1,7 +1,7 @@
 """Stories of a second device: linked with a code, given the history, after crashes, and past a server that cheats."""
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from gearlink.sdk.secure import archiving, linking
 from gearlink.sdk.secure.archiving import HistoryFetched
 from gearlink.sdk.secure.client import SecureClient
 from gearlink.sdk.secure.told import Linked, NotLinked
-from tests.house import House, Person, open_house
+from tests.house import House, open_house
 from tests.memory_vault import MemoryVault
 from tests.secure_devices import (
+    TEXTS,
     Clock,
     Crash,
     count_calls,
@@ -33,10 +34,9 @@ from tests.secure_devices import (
     open_device,
     open_still,
     shown,
+    talked,
     told,
 )
-
-TEXTS = [f"message {number}" for number in range(6)]
 
 
 @pytest.fixture(autouse=True)
@@ -55,14 +55,6 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two messages fill a chunk."""
     monkeypatch.setattr(recovery, "PLAIN_BYTES", 1400)
-
-
-async def talked(phone: SecureClient, bob: Person, texts: Sequence[str] = TEXTS) -> str:
-    """A conversation in which this was said."""
-    room = (await phone.groups.create("direct", [bob.id], name=None, description=None)).id
-    for text in texts:
-        await phone.send(room, text)
-    return room
 
 
 def code_of(secure: SecureClient) -> str:

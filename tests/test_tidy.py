@@ -30,7 +30,7 @@ FLOORS = {
     "config": 0,
     "storage": 1,
     "transcoder": 1,
-    **dict.fromkeys(("gearlink", "gearlink.errors", "gearlink.protocol", "gearlink.calls"), 1),
+    **dict.fromkeys(("gearlink", "gearlink.errors", "gearlink.protocol", "gearlink.calls", "gearlink.statements"), 1),
     **dict.fromkeys(("gearlink.views", "gearlink.complaints"), 1),
     **dict.fromkeys(("gearlink.clock", "gearlink.journal"), 1),
     **dict.fromkeys(("gearlink.throttle", "gearlink.broker", "gearlink.tokens", "gearlink.sms"), 2),
@@ -68,7 +68,7 @@ FLOORS = {
 
 NOT_YET = {"transcoder", "admin"}  # their floors are known, their modules come with a later release
 
-_WIRE = {f"gearlink.{name}" for name in ("views", "complaints", "protocol", "calls", "errors")}
+_WIRE = {f"gearlink.{name}" for name in ("views", "complaints", "protocol", "calls", "errors", "statements")}
 NARROW_DOORS = {
     "gearlink.sdk": {"config.limits", *_WIRE, "gearlink.sdk"},
     "gearlink.sdk.e2ee": {"config.limits", *_WIRE, "gearlink.sdk.e2ee"},

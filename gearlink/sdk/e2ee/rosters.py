@@ -6,15 +6,15 @@ says is in the group, and whether an account key is the one that was pinned; cal
 """
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Literal
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET
 
-from config.limits import E2EE_MEMBERS_MAX, ROSTER_CHANGES_MAX, ROSTER_STATEMENT_BYTES_MAX
+from config.limits import E2EE_MEMBERS_MAX
+from gearlink import statements
 from gearlink.sdk.e2ee.certificates import (
     KEY_BYTES,
     SIGNATURE_BYTES,
@@ -26,10 +26,8 @@ from gearlink.sdk.e2ee.certificates import (
 )
 from gearlink.sdk.e2ee.encoding import from_base64url, to_base64url
 from gearlink.sdk.e2ee.records import Own, RosterState
-from gearlink.views import Id, Role
-
-_TITLE: Final = b"GearLink roster v1"
-_VERSION_MAX: Final = 2**31 - 1
+from gearlink.statements import MemberChange, Signer, Statement
+from gearlink.views import Role
 
 BadStatementReason = Literal[
     "unreadable",  # no statement: its JSON, a size or a key
@@ -64,36 +62,6 @@ class Change:
 
 # --- the text ---------------------------------------------------------------------------------------------------------
 
-_Key = Annotated[str, Meta(min_length=43, max_length=43)]
-_Signature = Annotated[str, Meta(min_length=86, max_length=86)]
-
-
-class _Part(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """Everything in a statement is known to its readers: or an old one and a new one would follow different rosters."""
-
-
-class _Signer(_Part, frozen=True):
-    user_id: Id
-    device_id: Id
-    identity_key: _Key
-    account_key: _Key
-    certificate: _Signature
-
-
-class _Change(_Part, frozen=True):
-    user_id: Id
-    role: Role | None
-    account_key: _Key | UnsetType = UNSET
-
-
-class _Statement(_Part, frozen=True):
-    conversation_id: Id
-    version: Annotated[int, Meta(ge=1, le=_VERSION_MAX)]
-    previous: _Key | None
-    at: Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$", max_length=24)]
-    signer: _Signer
-    changes: Annotated[list[_Change], Meta(min_length=1, max_length=ROSTER_CHANGES_MAX)]
-
 
 def make_statement(
     state: RosterState | None, conversation_id: str, at: str, own: Own, changes: Iterable[Change]
@@ -106,12 +74,12 @@ def make_statement(
     if not own.account_seed or not own.certificate:
         raise BadStatement("bad-certificate")
     identity_key = account_public(own.identity_seed)
-    statement = _Statement(
+    statement = Statement(
         conversation_id=conversation_id,
         version=state.version + 1 if state else 1,
         previous=to_base64url(state.hash) if state else None,
         at=at,
-        signer=_Signer(
+        signer=Signer(
             user_id=own.user_id,
             device_id=own.device_id,
             identity_key=to_base64url(identity_key),
@@ -119,7 +87,7 @@ def make_statement(
             certificate=to_base64url(own.certificate),
         ),
         changes=[
-            _Change(
+            MemberChange(
                 user_id=change.user_id,
                 role=change.role,
                 account_key=to_base64url(change.account_key) if change.account_key else UNSET,
@@ -128,7 +96,7 @@ def make_statement(
         ],
     )
     text = msgspec.json.encode(statement).decode()
-    signature = sign(own.identity_seed, _TITLE + text.encode())
+    signature = sign(own.identity_seed, statements.TITLE + text.encode())
     follow(state, conversation_id, own.user_id, text, signature)
     return text, signature
 
@@ -178,27 +146,11 @@ def key_in(text: str, user_id: str) -> bytes:
 # --- the rules --------------------------------------------------------------------------------------------------------
 
 
-def _read(text: str) -> tuple[bytes, _Statement]:
-    """The bytes of the text, and what they say."""
-    if len(text) > ROSTER_STATEMENT_BYTES_MAX:
-        raise BadStatement("unreadable")
+def _read(text: str) -> tuple[bytes, Statement]:
     try:
-        raw = text.encode()
-        if len(raw) > ROSTER_STATEMENT_BYTES_MAX:
-            raise BadStatement("unreadable")
-        statement = msgspec.json.decode(raw, type=_Statement)
-        # Of a key that comes twice one reader takes the first and another the last. Nothing is nested deeply any more.
-        json.loads(text, object_pairs_hook=_once)
-    except (msgspec.DecodeError, ValueError, RecursionError):
+        return statements.read(text)
+    except (msgspec.ValidationError, statements.Unreadable):
         raise BadStatement("unreadable") from None
-    return raw, statement
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key comes twice")
-    return found
 
 
 def _key(text: str) -> bytes:
@@ -211,7 +163,7 @@ def _key(text: str) -> bytes:
     return key
 
 
-def _change_of(change: _Change) -> Change:
+def _change_of(change: MemberChange) -> Change:
     if change.account_key is UNSET:
         return Change(change.user_id, change.role)
     if change.role is None:
@@ -219,14 +171,14 @@ def _change_of(change: _Change) -> Change:
     return Change(change.user_id, change.role, _key(change.account_key))
 
 
-def _checked_signer(signer: _Signer, raw: bytes, signature: bytes) -> bytes:
+def _checked_signer(signer: Signer, raw: bytes, signature: bytes) -> bytes:
     """The account key that vouches for the device that signed these bytes."""
     identity_key, account_key = _key(signer.identity_key), _key(signer.account_key)
     try:
         certificate = from_base64url(signer.certificate, SIGNATURE_BYTES)
     except ValueError:
         raise BadStatement("unreadable") from None
-    if not is_signed(identity_key, _TITLE + raw, signature):
+    if not is_signed(identity_key, statements.TITLE + raw, signature):
         raise BadStatement("bad-signature")
     if not verify_certificate(account_key, signer.user_id, signer.device_id, identity_key, certificate):
         raise BadStatement("bad-certificate")
