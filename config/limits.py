@@ -88,6 +88,7 @@ KEY_ID_MAX: Final = 2**31 - 1
 ONE_TIME_KEYS_MAX: Final = 200  # that the server keeps of one device
 ONE_TIME_KEYS_LOW: Final = 20  # below that its owner is told
 KEY_UPLOADS_PER_HOUR: Final = 120  # of one device
+FORMER_KEYS_MAX: Final = 64  # identity keys of one device that do not come back
 IDENTITY_CHANGES_PER_DAY: Final = 10  # of one user; each is told to many
 IDENTITY_TOLD_CONVERSATIONS_MAX: Final = 500  # whose members are told of it, and looked through to find them
 IDENTITY_TOLD_MEMBERS_MAX: Final = 256  # in larger ones nobody is told: who sends there is refused and asks anew

@@ -145,7 +145,7 @@ class DeviceLists:
             device = known.get(place)
             if device is None or place == own:
                 extra.append(place)
-            elif device.identity_changed and not await _is_introduced(tx, device, sender.device_id):
+            elif device.identity_changed and not await _is_introduced(tx, device, sender):
                 changed.append(place)
         missing: Sequence[Place] = ()
         if complete:
@@ -251,9 +251,14 @@ async def _members(tx: Transaction, conversation_id: str) -> tuple[str, ...]:
     return tuple(member.user_id for member in members)
 
 
-async def _is_introduced(tx: Transaction, device: CountingDevice, by_device_id: str) -> bool:
-    introduced = await tx.get(Introduced, device.device_id, by_device_id)
-    return introduced is not None and introduced.identity_key == device.identity_key
+async def _is_introduced(tx: Transaction, device: CountingDevice, sender: Sender) -> bool:
+    """Whether the sending device knows the identity key as it is: it has claimed it since, or came later than it."""
+    introduced = await tx.get(Introduced, device.device_id, sender.device_id)
+    if introduced is not None and introduced.identity_key == device.identity_key:
+        return True
+    keys = await tx.get(DeviceKeys, device.user_id, device.device_id)
+    own = await tx.get(Device, sender.user_id, sender.device_id)
+    return keys is not None and own is not None and own.created_at > keys.identity_changed_at
 
 
 def joined(users: Sequence[UserDevices]) -> DeviceList:

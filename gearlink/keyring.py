@@ -40,7 +40,18 @@ from gearlink.views import (
     SignedPreKeyView,
 )
 from storage.notices import IdentityChanged, KeysLow
-from storage.records import Account, AccountKey, Device, DeviceKeys, Introduced, OneTimePreKey, SignedPreKey
+from storage.records import (
+    Account,
+    AccountKey,
+    Conversation,
+    Device,
+    DeviceKeys,
+    Introduced,
+    Member,
+    Membership,
+    OneTimePreKey,
+    SignedPreKey,
+)
 from storage.store import Reads, Store, Transaction
 
 _HOUR_SECONDS: Final = 3600
@@ -93,7 +104,9 @@ class Keyring:
             await _require_session(tx, actor)
             old = await tx.get(DeviceKeys, user_id, device_id)
             is_changed = old is not None and old.identity_key != upload.identity_key
-            if is_changed:
+            if is_changed and old is not None:
+                if upload.identity_key in old.former_identity_keys:  # its one-time keys may have been handed out
+                    raise invalid("identityKey", "this device had it before, and it does not come back")
                 if told is None:
                     return None
                 self._changes.check(user_id)
@@ -106,7 +119,8 @@ class Keyring:
             keys = self._published(actor, upload, known, [*held, *fresh], now)
             turn = Turn(user_id)
             if is_changed:
-                keys = replace(keys, identity_changed_at=now)
+                former = (*old.former_identity_keys, old.identity_key) if old is not None else ()
+                keys = replace(keys, identity_changed_at=now, former_identity_keys=former[-limits.FORMER_KEYS_MAX :])
             if old is None or is_changed:
                 async with self._lists.altering(tx, user_id) as turn:
                     tx.put(keys)
@@ -135,6 +149,7 @@ class Keyring:
             handed_out_key_id=old.handed_out_key_id if old is not None else 0,
             identity_changed_at=old.identity_changed_at if old is not None else 0,
             certificate=old.certificate if old is not None else b"",
+            former_identity_keys=old.former_identity_keys if old is not None else (),
         )
 
     async def certify(self, actor: Actor, device_id: str, form: CertificateForm) -> None:
@@ -284,7 +299,9 @@ class Keyring:
 
     async def _keys_of(self, reads: Reads, actor: Actor, user_id: str) -> list[DeviceKeys]:
         account = await reads.get(Account, user_id)
-        if account is None or not account.is_active or not await may_talk(reads, actor.user_id, user_id):
+        if account is None or not account.is_active:
+            raise Refusal(NOT_FOUND)
+        if not await may_talk(reads, actor.user_id, user_id) and not await _share_group(reads, actor.user_id, user_id):
             raise Refusal(NOT_FOUND)
         devices = await reads.scan(Device, user_id, limit=limits.DEVICES_PER_USER_MAX)
         found = [await reads.get(DeviceKeys, user_id, each.device_id) for each in devices if each.session_id]
@@ -320,6 +337,17 @@ async def _require_session(tx: Transaction, actor: Actor) -> None:
         raise Refusal(NOT_AUTHENTICATED)
 
 
+async def _share_group(reads: Reads, user_id: str, other_id: str) -> bool:
+    """Whether both are in an encrypted group or channel: there they go on as before, also if one has blocked the other."""
+    for each in await reads.scan(Membership, user_id, limit=limits.IDENTITY_TOLD_CONVERSATIONS_MAX, reverse=True):
+        conversation = await reads.get(Conversation, each.conversation_id)
+        if conversation is None or conversation.type == "direct" or conversation.encryption != "e2ee":
+            continue
+        if await reads.get(Member, each.conversation_id, other_id) is not None:
+            return True
+    return False
+
+
 def _fresh(
     user_id: str, device_id: str, upload: Upload, old: DeviceKeys | None, held: Sequence[OneTimePreKey]
 ) -> list[OneTimePreKey]:
@@ -329,13 +357,6 @@ def _fresh(
     Raises Refusal `invalid-request` for an id that named another key; `too-many`.
     """
     ids, ids_of = {each.key_id: each.public_key for each in held}, {each.public_key: each.key_id for each in held}
-    for path, new, known in (
-        ("signedPreKey", upload.signed, old.signed_pre_key if old is not None else None),
-        ("lastResortPreKey", upload.last_resort, old.last_resort_pre_key if old is not None else None),
-    ):
-        is_other = known is not None and known.key_id == new.key_id and known.public_key != new.public_key
-        if is_other or new.key_id in ids:
-            raise invalid(f"{path}.keyId", "this id named another key")
     last = old.uploaded_key_id if old is not None else 0
     fresh = []
     for number, (key_id, key) in enumerate(upload.one_time):

@@ -148,14 +148,11 @@ def _require_order(one_time: Sequence[tuple[int, bytes]]) -> None:
 
 
 def _require_different(signed: SignedPreKey, last_resort: SignedPreKey, one_time: Sequence[tuple[int, bytes]]) -> None:
-    """An id names one key, and a key has one id."""
-    ids, keys = {signed.key_id}, {signed.public_key}
-    others = [("lastResortPreKey", last_resort.key_id, last_resort.public_key)]
-    others += [(f"oneTimePreKeys[{number}]", *each) for number, each in enumerate(one_time)]
-    for path, key_id, key in others:
-        if key_id in ids:
-            raise invalid(f"{path}.keyId", "another key has this id")
+    """A key stands for one thing. Ids are of their kind: the same number may name a signed and a one-time pre-key."""
+    keys = {signed.public_key}
+    others = [("lastResortPreKey", last_resort.public_key)]
+    others += [(f"oneTimePreKeys[{number}]", key) for number, (_key_id, key) in enumerate(one_time)]
+    for path, key in others:
         if key in keys:
             raise invalid(f"{path}.publicKey", "the same key stands under another id")
-        ids.add(key_id)
         keys.add(key)

@@ -567,6 +567,7 @@ class DeviceKeys(Record, frozen=True):
     handed_out_key_id: int = 0
     identity_changed_at: int = 0
     certificate: bytes = b""
+    former_identity_keys: tuple[bytes, ...] = ()
 
 
 class AccountKey(Record, frozen=True):

@@ -122,8 +122,6 @@ def _bad() -> dict[str, tuple[str, Upload]]:
         "an id twice": ("oneTimePreKeys[2].keyId", _with("oneTimePreKeys[2].keyId", ids[1])),
         "ids that fall": ("oneTimePreKeys[1].keyId", _with("oneTimePreKeys[0].keyId", ids[2] + 1)),
         "a key twice": ("oneTimePreKeys[2].publicKey", _with("oneTimePreKeys[2].publicKey", one_time[0])),
-        "the signed key's id": ("oneTimePreKeys[0].keyId", _with("signedPreKey.keyId", ids[0])),
-        "one id for both signed keys": ("lastResortPreKey.keyId", _with("lastResortPreKey.keyId", 1)),
         "one key as both": (
             "lastResortPreKey.publicKey",
             _with("lastResortPreKey", {**GOOD["signedPreKey"], "keyId": 2}),

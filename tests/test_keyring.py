@@ -136,11 +136,31 @@ async def test_an_id_that_was_used_never_names_another_key(house: House) -> None
     assert refusal.value.errors and refusal.value.errors[0]["path"] == "oneTimePreKeys[1].keyId"
     clash["oneTimePreKeys"] = clash["oneTimePreKeys"][:1]  # the one that was handed out: as if it were said again
     assert await publish(house, ann, clash) == handset.status(2)
-    for name, key_id in (("signedPreKey", handset.signed["keyId"]), ("lastResortPreKey", handed_out + 1)):
-        signed = {**other.signed_key(), "keyId": key_id}
-        with refused("invalid-request") as refusal:
-            await publish(house, ann, {**handset.upload(), name: signed})
-        assert refusal.value.errors and refusal.value.errors[0]["path"] == f"{name}.keyId"
+
+
+async def test_ids_are_of_their_kind_so_each_may_begin_at_1(house: House) -> None:
+    ann, bob, handset = await ann_and_bob(house, 0)
+    other = Handset("counts each kind")
+    other.identity, other.identity_key = handset.identity, handset.identity_key
+    other.rotate()
+    form = other.upload(2)
+    for name in ("signedPreKey", "lastResortPreKey"):
+        form[name]["keyId"] = 1
+    for number, each in enumerate(form["oneTimePreKeys"], 1):
+        each["keyId"] = number
+    assert (await publish(house, ann, form))["oneTimeRemaining"] == 2
+    (bundle,) = await claim(house, bob, ann.user_id)
+    assert (bundle.signed_pre_key.key_id, bundle.one_time_pre_key.key_id) == (1, 1)  # type: ignore[union-attr]
+
+
+async def test_an_identity_key_that_was_replaced_does_not_come_back(house: House) -> None:
+    ann, bob, handset = await ann_and_bob(house, 2)
+    upload = {**handset.upload(), "oneTimePreKeys": handset.uploaded}
+    assert await claimed_id(house, bob, ann.user_id) is not None
+    await publish(house, ann, Handset("another").upload(1))
+    with refused("invalid-request") as refusal:  # or its one-time keys could be handed out a second time
+        await publish(house, ann, upload)
+    assert refusal.value.errors and refusal.value.errors[0]["path"] == "identityKey"
 
 
 async def test_a_one_time_key_cannot_come_again_under_another_id(house: House) -> None:
@@ -238,9 +258,9 @@ async def test_a_user_may_change_identities_so_often_in_a_day(house: House, auto
     for number in range(limits.IDENTITY_CHANGES_PER_DAY):
         await publish(house, ann, Handset(f"number {number}").upload())
     with refused("rate-limited"):
-        await publish(house, ann, Handset().upload())
+        await publish(house, ann, Handset("one more").upload())
     await trio.sleep(DAY / 1000 / limits.IDENTITY_CHANGES_PER_DAY + 1)
-    await publish(house, ann, Handset().upload())
+    await publish(house, ann, Handset("one more").upload())
 
 
 # --- claiming --------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gearlink.sdk.secure.client import SecureClient
 
 _NUMBER: Final = re.compile(r"#?(\d{1,16})")
+_RECOVERY_KEY: Final = re.compile(r"\s*(?:[0-9A-Za-z]{4}[\s-]+){7}[0-9A-Za-z]{4}\s*")
 _MENTION: Final = re.compile(r"(?<![\w@/.])@([a-z][a-z0-9_.]{2,31})")
 ASK_AGAIN_SECONDS: Final = 1.0
 OWN_LOOKED_AT: Final = 200  # messages among which one's own last one is looked for
@@ -90,7 +91,10 @@ class Desk:
         return await self.own_last(), words
 
     async def send(self, text: str, *, reply_to_id: str | None = None) -> Sent:
-        """Says something here. As long as the server cannot be reached it waits. Raises Refused."""
+        """Says something here. As long as the server cannot be reached it waits. Raises Refused, and Complaint for what
+        nobody means to say: a recovery key, typed in the wrong place."""
+        if _RECOVERY_KEY.fullmatch(text):
+            raise Complaint("this looks like a recovery key, and is not sent: it is for /recover alone")
         temp_id = self.client.options.new_temp_id()
         mentions = await self.mentions(text)
         while True:

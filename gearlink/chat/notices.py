@@ -71,10 +71,15 @@ async def notice(event: SecurityEvent, name: Name) -> str | None:
 
 def changed_identity(who: str, *, was_verified: bool = False) -> str:
     """What it means that somebody has other keys, and what to do."""
+    if who == "you":
+        return (
+            "another device has started your account over: this one is not linked any more. If that was not you, somebody"
+            " can sign in with your number: tell the people you talk to"
+        )
     before = " You had verified them." if was_verified else ""
     return (
-        f"{who} has other keys than before: a new installation, or somebody who reads along.{before} Nothing is sent to"
-        f" them until you compare (/safety {_handle(who)}) and say /accept {_handle(who)}"
+        f"{who} has other keys than before: a new installation, or somebody who reads along.{before} Nothing is sent"
+        f" where they are until you compare (/safety {_handle(who)}) and say /accept {_handle(who)}"
     )
 
 

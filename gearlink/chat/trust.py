@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from gearlink.chat.commands import Command, needed
+from gearlink.chat.commands import Command
 from gearlink.chat.desk import Desk
 from gearlink.chat.finding import Complaint
 from gearlink.chat.words import local_time
@@ -123,12 +123,18 @@ async def _recover(desk: Desk, words: str) -> None:
     from gearlink.sdk.e2ee.recovery import BadRecoveryKey
     from gearlink.sdk.secure.own_device import timestamp
 
-    typed = words or await desk.ask("type your recovery key:")
-    desk.tell("this may take a while")
-    try:
-        restored = await desk.secure.backup.restore(needed(typed, "the recovery key: 8 groups of 4"))
-    except BadRecoveryKey as trouble:
-        raise Complaint(str(trouble)) from None
+    for _try in range(TRIES):  # whoever mistyped types again: never as a line of the conversation
+        typed, words = words or await desk.ask("type your recovery key:"), ""
+        if not typed:
+            raise Complaint("nothing was recovered")
+        desk.tell("this may take a while")
+        try:
+            restored = await desk.secure.backup.restore(typed)
+            break
+        except BadRecoveryKey as trouble:
+            desk.warn(str(trouble))
+    else:
+        raise Complaint("nothing was recovered: say /recover to try again")
     lost = f"; {restored.damaged} pieces of the backup were damaged" if restored.damaged else ""
     made_at = local_time(timestamp(restored.made_at))
     desk.tell(f"this device is yours, and {restored.messages} messages are here: /older shows them{lost}")
@@ -136,17 +142,18 @@ async def _recover(desk: Desk, words: str) -> None:
 
 
 async def _reset(desk: Desk, words: str) -> None:
-    from gearlink.sdk.e2ee.certificates import new_account_seed
-
-    if words != "yes":
+    is_linked = desk.secure.keeping.linked.is_set()
+    if words != ("stolen" if is_linked else "yes"):
         raise Complaint(
-            "/reset yes makes new keys for your account, if no other device of yours is left and no recovery key: what"
+            "/reset stolen makes new keys for your account, because somebody else has a device of yours: remove that one"
+            " first (/devices remove), your others have to be linked anew, and everybody is told that your keys have changed"
+            if is_linked
+            else "/reset yes makes new keys for your account, if no other device of yours is left and no recovery key: what"
             " was said before stays unreadable, and everybody you talk to is told that your keys have changed",
             ExitStatus.USAGE,
         )
-    if desk.secure.keeping.linked.is_set():
-        raise Complaint("this device is linked: there is nothing to begin anew")
-    await desk.secure.keeping.adopt(new_account_seed())
+    await desk.secure.keeping.start_over()
+    desk.secure.companies.forget()
     desk.tell("your account has new keys, and this device is its first")
 
 
@@ -154,14 +161,26 @@ async def _devices(desk: Desk, words: str) -> None:
     shown = await desk.client.identities_of(desk.me)
     certified = {each.device_id for each in shown.devices if isinstance(each.certificate, str)}
     published = {each.device_id for each in shown.devices}
-    for device in await desk.client.devices():
+    is_every_linked = True
+    devices = await desk.client.devices()
+    verb, _, number = words.partition(" ")
+    if words:
+        chosen = devices[int(number) - 1] if number.isdigit() and 0 < int(number) <= len(devices) else None
+        if verb != "remove" or chosen is None or chosen.id == desk.client.state.device_id:
+            raise Complaint("/devices [remove NUMBER], of another device than this one", ExitStatus.USAGE)
+        await desk.client.remove_device(chosen.id)
+        desk.tell(f"{harmless(chosen.name)} is signed out for good; what it has read so far, it has")
+        return
+    for position, device in enumerate(devices, 1):
         here = device.id == desk.client.state.device_id
         is_linked = desk.secure.keeping.linked.is_set() if here else device.id in certified
         state = "linked" if is_linked else "NOT linked" if device.id in published or here else "without keys"
         seen = "" if here else f", seen {local_time(device.last_seen_at)}"
         mark = "this one" if here else device.type
-        desk.tell(f"{harmless(device.name)} ({mark}): {state}{seen}")
-    desk.tell("a device that is not linked reads nothing that is encrypted; /link CODE links it if it is yours")
+        desk.tell(f"{position}. {harmless(device.name)} ({mark}): {state}{seen}")
+        is_every_linked = is_every_linked and is_linked
+    if not is_every_linked:
+        desk.tell("a device that is not linked reads nothing that is encrypted; /link CODE links it if it is yours")
 
 
 # --- the backup ------------------------------------------------------------------------------------------------------
@@ -226,9 +245,9 @@ ABOUT_TRUST: Final = (
     Command("safety", "[WHO]", "what to compare, to know that nobody stands between you", _safety),
     Command("verify", "[WHO] [CODE]", "you have compared; or what you scanned from their screen", _verify),
     Command("accept", "[WHO]", "go on with somebody whose keys have changed", _accept),
-    Command("devices", "", "your devices, and which can read", _devices),
+    Command("devices", "[remove NUMBER]", "your devices, and which can read; signs one out for good", _devices),
     Command("link", "CODE", "confirm a new device of yours: it shows the code", _link),
     Command("recover", "", "confirm this device with your recovery key, and fetch what was said", _recover),
-    Command("reset", "yes", "make new keys if all devices and the recovery key are lost", _reset),
+    Command("reset", "yes | stolen", "make new keys: all devices and the recovery key are lost, or one was stolen", _reset),
     Command("backup", "[on | off | status]", "keep your messages on the server, for your recovery key alone", _backup),
 )

@@ -309,14 +309,18 @@ class Client(Sending):
             self._inbox.notify()
 
     async def _heads(self, frame: SyncDone) -> dict[str, int]:
-        """Up to where the caller reloads what could not be replayed. One that is not in the list is not ours any more."""
+        """Up to where the caller reloads what could not be replayed. One that is not in the list is not ours any more. Of an
+        encrypted one that is as far as the replay went: what devices say to one another meanwhile is in no history."""
         wanted = set(reloads(frame))
         heads: dict[str, int] = {}
         if wanted:
             try:
                 async for view in self.conversations():
-                    if view.id in wanted:
-                        heads[view.id] = view.sequence_number
+                    if view.id not in wanted:
+                        continue
+                    head = view.sequence_number if view.encryption != "e2ee" else self._inbox.received(view.id)
+                    if head is not None:
+                        heads[view.id] = head
             except (Refused, Unreachable) as error:
                 raise Lost(error.detail, retry_after_seconds=error.retry_after_seconds) from None
         return heads

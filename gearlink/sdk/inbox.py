@@ -185,6 +185,11 @@ class Inbox:
             self._jump(conversation_id, self._position(conversation_id), head)
         self._put(Item(frame, self.epoch, heads=heads))
 
+    def received(self, conversation_id: str) -> int | None:
+        """Up to where events of it are here; None if there was none yet."""
+        position = self._positions.get(conversation_id)
+        return None if position is None else position.received
+
     def own(self, conversation_id: str, sequence: int) -> None:
         """A message of this device has this number: it is not an event for the caller, and it is no hole."""
         position = self._position(conversation_id)

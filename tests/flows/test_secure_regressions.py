@@ -4,9 +4,11 @@ import trio
 from msgspec.structs import replace
 
 from gearlink.sdk.e2ee.agreement import own_of
+from gearlink.sdk.e2ee.letters import ResendRequest
 from gearlink.sdk.e2ee.records import Since
 from gearlink.sdk.e2ee.store import Tx
-from gearlink.sdk.secure.told import NotLinked
+from gearlink.sdk.secure.repairs import ANSWERS_MAX
+from gearlink.sdk.secure.told import IdentityChanged, NotLinked
 from tests.house import House
 from tests.messengers import Phone, phones, refusal, switched_on
 
@@ -107,7 +109,44 @@ async def test_a_crash_before_it_was_noted_what_was_said_before_is_made_up_for(h
         assert [each.conversation_id for each in await ann.secure.device.read(lambda tx: tx.scan(Since))] == [room]
 
 
+async def test_who_asks_for_letters_all_the_time_is_answered_so_often_and_no_more(house: House) -> None:
+    anns, bobs = await phones(house, ANN, BOB)
+    async with switched_on([anns, bobs]) as (ann, bob):
+        room = await ann.direct(bob)
+        [message_id] = await ann.say(room, "once")
+        view = (await bob.hears("once"))[0]
+        request = ResendRequest(conversation_id=room, message_id=message_id, reason="bad-message")
+        repairs = ann.secure.repairs
+        for _each in range(2 * ANSWERS_MAX):
+            repairs.requested(replace(view, sender_id=bob.user_id, sender_device_id=bob.device_id), request)
+        assert len(repairs._requests) == ANSWERS_MAX
+        repairs._requests.clear()
+        repairs.requested(replace(view, sender_id=bob.user_id, sender_device_id="another"), request)
+        assert len(repairs._requests) == 1
+
+
 def _forget_since(tx: Tx) -> None:
     for each in tx.scan(Since):
         tx.delete(Since, each.conversation_id, each.epoch)
     tx.put(replace(own_of(tx), since_noted=False))
+
+
+async def test_what_somebody_said_after_they_began_anew_is_read_once_they_were_accepted(house: House) -> None:
+    async with switched_on(await phones(house, ANN, BOB)) as (ann, bob):
+        room = await ann.direct(bob)
+        await ann.say(room, "hello")
+        await bob.hears("hello")
+        again = Phone(house, BOB)
+        await again.sign_in()
+        async with again.on() as new:
+            await new.secure.keeping.start_over()
+            new.secure.companies.forget()
+            await new.say(room, "it is me, really")
+            changed = await ann.until(lambda: [each for each in ann.noticed if isinstance(each, IdentityChanged)])
+            assert changed[0].user_id == bob.user_id
+            await ann.until(lambda: [each for each in ann.messages if isinstance(each.trouble, str)])
+            await ann.secure.accept_identity(bob.user_id)
+            await ann.hears("it is me, really")
+            await ann.say(room, "welcome back")
+            await new.hears("welcome back")
+        assert not ann.suspicions

@@ -57,7 +57,16 @@ class Truth:
             for user_id, room, at in self.world.server.ledger.left
         )
         is_there = written.message.event_id in self.there
+        if self.world.restores and not self.was_meant(written, handset):
+            return False
         return is_there and self.is_for(written, handset) and not gone and not handset.is_removed
+
+    def was_meant(self, written: Written, handset: Handset) -> bool:
+        """Whether who sent it meant this device. A server that was put back takes somebody for a member who was signed out
+        since: the roster, which members give back, holds."""
+        sender = self.by_device[written.message.device_id]
+        own = self.kept[sender].get(written.message.event_id)
+        return sender is handset or (own is not None and (handset.user_id, handset.device_id) in own.audience)
 
     def expected(self, handset: Handset) -> dict[str, Shown]:
         """What a device that was always a member of everything shows, by message id: letters that were for it, in order."""
@@ -117,7 +126,7 @@ def _strange(truth: Truth, handset: Handset) -> Iterator[str]:
 
 def _histories(truth: Truth, handset: Handset) -> Iterator[str]:
     """Each message that was for it is there, as it was changed since."""
-    kept, expected = truth.kept[handset], truth.expected(handset)
+    kept, expected, texts = truth.kept[handset], truth.expected(handset), set(_texts(handset))
     for number, written in enumerate(truth.world.server.ledger.written):
         message = written.message
         if message.kind != "text" or not truth.is_due(number, written, handset):
@@ -125,6 +134,8 @@ def _histories(truth: Truth, handset: Handset) -> Iterator[str]:
         name = f"{truth.world.said[message.temp_id]!r} of {truth.by_device[message.device_id]}"
         mine = kept.get(message.event_id)
         content = _content(mine)
+        if truth.world.restores and content is None and message.temp_id in texts:
+            continue  # it was said again, and the server has forgotten the first time
         if mine is None or content is None:
             yield f"{handset} does not have {name} ({mine.trouble if mine else 'nothing'})"
         elif not truth.world.restores:
@@ -175,9 +186,12 @@ def _noticed(world: World, handset: Handset) -> Iterator[str]:
         if each.trouble and not each.letter and each.kind == "text"
     ]
     if not handset.is_removed:
+        truth = Truth(world)
+        meant = {each.message.event_id for each in world.server.ledger.written if truth.was_meant(each, handset)}
         for each in troubled:
             sender = next((one for one in world.handsets if one.device_id == each.sender_device_id), None)
-            if sender is not None and not sender.is_removed and each.message_id in Truth(world).there:
+            is_due = each.message_id in truth.there and (not world.restores or each.message_id in meant)
+            if sender is not None and not sender.is_removed and is_due:
                 yield f"{handset} still cannot read {world.name_of(each.message_id)} of {sender}: {each.trouble}"
 
 

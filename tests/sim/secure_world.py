@@ -14,7 +14,7 @@ from typing import Any, Final
 import trio
 
 from gearlink.sdk import Refused, Unreachable
-from gearlink.sdk.e2ee.records import Outgoing, Repair
+from gearlink.sdk.e2ee.records import Kept, Outgoing, Repair
 from gearlink.sdk.secure.client import SecureClient
 from storage.records import Device, Member
 from tests.sim.secure_handset import Fuse, Handset
@@ -142,6 +142,7 @@ class World:
             vault = handset.vault
             for kind in (Outgoing, Repair):
                 left = vault.look(lambda tx, kind=kind: tx.scan(kind))  # type: ignore[misc]
+                left = [each for each in left if isinstance(each, Outgoing) or self._is_answered(each, handset)]
                 if left:
                     each = left[0]
                     more = f"{each.reason}/{each.tries}" if isinstance(each, Repair) else f"{each.temp_id}"
@@ -149,6 +150,19 @@ class World:
             if handset.secure is None or not handset.secure.client.online:
                 return f"{handset} is not there"
         return ""
+
+    def _is_answered(self, repair: Repair, handset: Handset) -> bool:
+        """Whether what is asked for will come: after a restore the server may take somebody for a member to whom nobody
+        has spoken."""
+        if not self.restores:
+            return True
+        sender = next(each for each in self.handsets if each.device_id == repair.device_id)
+        kept = sender.vault.look(lambda tx: [
+            each for each in tx.scan(Kept, repair.conversation_id)
+            if repair.subject == each.message_id or (
+                repair.count == each.count > 0 and each.sender_device_id == sender.device_id)
+        ])  # fmt: skip
+        return any((handset.user_id, handset.device_id) in each.audience for each in kept) and not sender.is_removed
 
     # --- doing -------------------------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from gearlink.sdk.failures import Refused, Unreachable
 from gearlink.sdk.inbox import Event, reloads
 from gearlink.sdk.options import Backoff
 from gearlink.sdk.outbox import Sent
-from gearlink.sdk.secure import counting, history
+from gearlink.sdk.secure import counting, history, repairs
 from gearlink.sdk.secure.archiving import Fetching, OnProgress
 from gearlink.sdk.secure.backup import Backup
 from gearlink.sdk.secure.company import Companies
@@ -248,7 +248,8 @@ class SecureClient:
         await self.device.write(lambda tx: counting.begin_anew(tx, conversation_id, self.device.own.device_id))
 
     async def _reload(self, conversation_id: str) -> None:
-        """What could not be replayed is read from the server's history, as far back as something is new."""
+        """What could not be replayed is read from the server's history, as far back as something is new. Raises Unreachable
+        and Refused for what another try may change: nobody says again that it has to be read."""
         try:
             if not await self.is_encrypted(conversation_id):
                 return
@@ -258,8 +259,10 @@ class SecureClient:
                 fresh += [each for each, is_known in zip(page, known, strict=True) if not is_known]
                 if any(known) or len(fresh) >= RELOADED_MAX:
                     break
-        except (Refused, Unreachable):
-            return  # it is not ours any more; or the next socket says the same again
+        except Refused as refused:
+            if refused.retryable:
+                raise
+            return  # it is not ours any more
         for message in reversed(fresh):
             if message.kind != "system" and (told := await self.receiving.message(message)) is not None:
                 self.device.tell(told)
@@ -283,6 +286,7 @@ class SecureClient:
     async def accept_identity(self, user_id: str) -> None:
         """The person has seen that this user's identity changed, and goes on with the new one."""
         await self.companies.accept(user_id)
+        await self.device.write(lambda tx: repairs.accepted(tx, user_id, self.device.now()))
         self.repairs.look()
 
     async def safety_number(self, user_id: str) -> str:

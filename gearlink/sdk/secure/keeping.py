@@ -83,7 +83,7 @@ class Keeping:
         theirs = from_base64url(shown.account_key) if isinstance(shown.account_key, str) else b""
         own_key = certificates.account_public(device.own.account_seed) if device.own.account_seed else b""
         if theirs and theirs != own_key:  # not linked yet, or another device has started over
-            self.linked = trio.Event()
+            self.linked, self._device.is_linked = trio.Event(), False
             await self.show_code()
             return
         if not own_key:
@@ -96,6 +96,7 @@ class Keeping:
             await self._put_certificate()
         if not device.own.since_noted:  # it was interrupted in `adopt`
             await self._note_since()
+        self._device.is_linked = True
         self.linked.set()
 
     async def show_code(self, *, anew: bool = False) -> None:
@@ -130,6 +131,7 @@ class Keeping:
         await device.write(pin)
         await self._put_certificate()
         await self._note_since()
+        self._device.is_linked = True
         self.linked.set()
 
     async def start_over(self) -> None:

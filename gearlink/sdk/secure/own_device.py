@@ -14,7 +14,7 @@ import trio
 from gearlink.sdk.client import Client
 from gearlink.sdk.e2ee.agreement import own_of
 from gearlink.sdk.e2ee.cipher import Cipher
-from gearlink.sdk.e2ee.records import Epoch, Own
+from gearlink.sdk.e2ee.records import Epoch, Kept, Own
 from gearlink.sdk.e2ee.store import KeyStore, Tx
 from gearlink.sdk.inbox import Event
 from gearlink.sdk.secure.told import SecurityEvent
@@ -22,6 +22,7 @@ from gearlink.sdk.secure.trail import trailed
 
 T = TypeVar("T")
 TOLD_MAX: Final = 1000
+EPOCHS_MAX: Final = 200  # that are known; those that only others name are no more than that
 
 
 class Device:
@@ -30,6 +31,7 @@ class Device:
     def __init__(self, client: Client, vault: KeyStore, own: Own) -> None:
         self.client, self.vault, self.own = client, vault, own
         self.cipher = Cipher(own)
+        self.is_linked = False  # the server shows the account key that certified this device; `Keeping` looks after that
         self._told: deque[Event | SecurityEvent] = deque(maxlen=TOLD_MAX)
         self._lot = trio.lowlevel.ParkingLot()
 
@@ -90,6 +92,37 @@ def era_of(tx: Tx, epoch: str, now: int) -> int:
         known = Epoch(epoch, max([now // 1000, *(each.era + 1 for each in tx.scan(Epoch))]))
         tx.put(known)
     return known.era
+
+
+def era_named(tx: Tx, epoch: str, at: int) -> int | None:
+    """The era of an epoch that somebody else names. One of which this device has never heard is put to the time `at`, but
+    before the one that it is in; None if there are too many."""
+    known = {each.epoch: each.era for each in tx.scan(Epoch)}
+    if epoch in known:
+        return known[epoch]
+    era = max(EPOCHS_MAX, min(at // 1000, max(known.values(), default=at) - 1))
+    return _noted(tx, epoch, era, set(known.values()))
+
+
+def free_era(tx: Tx, conversation_id: str, era: int, sequence: int) -> int | None:
+    """This era, or one right before it where another message has the number already: no message takes the place of
+    another. None if there are too many."""
+    known = {each.era for each in tx.scan(Epoch)}
+    while tx.get(Kept, conversation_id, era, sequence) is not None:
+        era -= 1
+        if era not in known and _noted(tx, f"era {era}", era, known) is None:
+            return None
+    return era
+
+
+def _noted(tx: Tx, epoch: str, era: int, known: set[int]) -> int | None:
+    if len(known) >= EPOCHS_MAX:
+        return None
+    while era in known:
+        era -= 1
+    tx.put(Epoch(epoch, era))
+    known.add(era)
+    return era
 
 
 def milliseconds(timestamp: str) -> int:

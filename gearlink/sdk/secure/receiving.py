@@ -39,7 +39,7 @@ from gearlink.sdk.options import Backoff
 from gearlink.sdk.outbox import Sent
 from gearlink.sdk.secure import counting, history, repairs
 from gearlink.sdk.secure.company import Companies, may_speak
-from gearlink.sdk.secure.own_device import Device, era_of, milliseconds, timestamp
+from gearlink.sdk.secure.own_device import Device, era_of, free_era, milliseconds, timestamp
 from gearlink.sdk.secure.posting import Posting
 from gearlink.sdk.secure.told import OpenedMessage, Recovered, Suspicion, Suspicious
 from gearlink.views import DoubleRatchetView, MessageView, SenderKeyView
@@ -50,6 +50,8 @@ T = TypeVar("T")
 OnLetter = Callable[[MessageView, Letter], None]
 """Told of letters between devices: what is to be done about them is done elsewhere, and not while events wait."""
 SILENT: Final = frozenset({"key-distribution", "control"})
+
+_REPEATED: Final = -1  # in place of an era: it is kept as another message
 
 
 class _Known(Exception):
@@ -76,6 +78,10 @@ class Receiving:
         """What is to be told of a message of an encrypted conversation; None if nobody needs to know."""
         try:
             return await self._message(view)
+        except (Duplicate, counting.Replayed):
+            self._suspect("replayed", view)
+            await self._write(lambda tx: _pass_over(tx, view.id))
+            return None
         finally:
             noticed, self._noticed = self._noticed, []
             self._device.tell(*noticed)
@@ -103,9 +109,6 @@ class Receiving:
             told, letter = await self._opened(view)
         except _Known as before:
             return self._again(view, before.message)
-        except (Duplicate, counting.Replayed):
-            self._suspect("replayed", view)
-            return None
         except Undecryptable as trouble:
             return await self._failed(view, trouble.reason)
         await self._look_at_roster(view, letter)
@@ -180,7 +183,10 @@ class Receiving:
     def _open(self, tx: Tx, view: MessageView, *, introduced: bool = False) -> tuple[Told | None, Letter | None]:
         is_known, known = self._known(tx, view.id)  # here, so that a message takes one transaction
         if is_known:
-            raise _Known(known)
+            try:
+                return self._open_again(tx, view)
+            except (Undecryptable, Duplicate, counting.Replayed):
+                raise _Known(known) from None
         letter = self._decrypt(tx, view, introduced=introduced)
         if letter.conversation_id != view.conversation_id:
             raise Undecryptable("misdirected")
@@ -190,6 +196,18 @@ class Receiving:
         if letters.wire_kind(letter) != view.kind:
             raise Undecryptable("misdirected")  # what is shown to people is no message between devices, nor the reverse
         return self._apply(tx, kept, letter), letter
+
+    def _open_again(self, tx: Tx, view: MessageView) -> tuple[Told | None, Letter | None]:
+        """What could not be read comes again, perhaps behind its key. Raises Undecryptable, Duplicate, Replayed."""
+        kept = history.find(tx, view.id)
+        if kept is None or not kept.trouble or kept.letter or kept.deleted_at:
+            raise Duplicate
+        if (kept.sender_id, kept.sender_device_id) != (view.sender_id, view.sender_device_id):
+            raise Duplicate
+        letter = self._decrypt(tx, view, introduced=False)
+        if letter.conversation_id != view.conversation_id or not isinstance(letter, Numbered):
+            raise Duplicate
+        return _recovered(self._apply(tx, structs.replace(kept, trouble=""), letter)), letter
 
     def _decrypt(self, tx: Tx, view: MessageView, *, introduced: bool) -> AnyLetter:
         user_id, device_id, now = view.sender_id, view.sender_device_id or "", self._device.now()
@@ -216,7 +234,11 @@ class Receiving:
 
     def _note(self, tx: Tx, view: MessageView, trouble: str = "") -> Kept:
         """The message as a record without a letter; that it came is remembered."""
-        era = era_of(tx, self._device.epoch, self._device.now())
+        era = free_era(
+            tx, view.conversation_id, era_of(tx, self._device.epoch, self._device.now()), view.sequence_number
+        )
+        if era is None:
+            raise counting.Replayed  # the server gives one number to one message after the other
         kept = Kept(
             view.conversation_id, era, view.sequence_number, view.id, view.sender_id, view.sender_device_id or "",
             milliseconds(view.created_at), "control" if view.kind in SILENT else "text", b"", trouble=trouble,
@@ -280,28 +302,23 @@ class Receiving:
             return None
         target = history.find(tx, resend.message_id)
         if target is None:
-            if tx.get(KeptIndex, resend.message_id) is not None:
+            index = tx.get(KeptIndex, resend.message_id)
+            if index is not None and index.era != _REPEATED:
                 return None  # it has disappeared meanwhile
-            target = repairs.missing(tx, event, resend, letter, self._device.epoch, self._device.now())
+            target = repairs.missing(tx, event, resend, letter)
         if target is None or target.letter or target.deleted_at:
             return None
         if (target.sender_id, target.sender_device_id) != (event.sender_id, event.sender_device_id):
             return None
-        told = self._apply(tx, structs.replace(target, trouble=""), letter)
-        if isinstance(told, protocol.MessageNew):
-            assert isinstance(told.message, OpenedMessage)
-            return Recovered(message=told.message)
-        return told
+        return _recovered(self._apply(tx, structs.replace(target, trouble=""), letter))
 
     # --- what is wrong -----------------------------------------------------------------------------------------------
 
     async def _failed(self, view: MessageView, reason: Reason) -> Told | None:
         if not self._device.own.since_noted:
             return None  # it is being linked: what can be read already was for it, what cannot was from before
-        if not self._device.own.certificate:
-            return None  # not linked yet: it was not for this device, and nobody would believe what it asks for
-        if reason in ("misdirected", "unknown-device"):
-            self._suspect(reason, view)
+        if not self._device.is_linked:
+            return None  # it was not for this device, and nobody would believe what it asks for
         return await self._write(lambda tx: self._fail(tx, view, reason))
 
     def _fail(self, tx: Tx, view: MessageView, reason: Reason) -> Told | None:
@@ -312,7 +329,11 @@ class Receiving:
         counting.unopened(tx, kept.conversation_id, kept.sender_device_id, failed=True)
         tally = tx.get(Tally, reason) or Tally(reason, 0)
         tx.put(structs.replace(tally, count=tally.count + 1))
-        repairs.wanted(tx, kept, view, reason, self._device.now())
+        peer = tx.get(Peer, view.sender_id)
+        waits = reason == "unknown-device" and peer is not None and bool(peer.changed_at)
+        if reason in ("misdirected", "unknown-device") and not waits:  # that somebody changed was told already
+            self._suspect(reason, view)
+        repairs.wanted(tx, kept, view, reason, self._device.now(), waits=waits)
         self._is_wanting = True
         if kept.kind != "text":
             return None
@@ -394,6 +415,21 @@ class Receiving:
             self._suspect("replayed", view)
             return None
         return protocol.MessageNew(message=known)
+
+
+def _pass_over(tx: Tx, message_id: str) -> None:
+    """What was said before, perhaps by a device that a restored server did not answer, is not asked for when its ciphertext
+    has gone."""
+    if tx.get(KeptIndex, message_id) is None:
+        tx.put(KeptIndex(message_id, "", _REPEATED, 0))
+
+
+def _recovered(told: Told | None) -> Told | None:
+    """A message that could not be read when it came."""
+    if isinstance(told, protocol.MessageNew):
+        assert isinstance(told.message, OpenedMessage)
+        return Recovered(message=told.message)
+    return told
 
 
 def _is_for_others(view: MessageView) -> bool:

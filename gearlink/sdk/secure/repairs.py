@@ -6,7 +6,7 @@ repeated ever more seldom and given up in the end. What is asked and answered at
 """
 
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
@@ -23,7 +23,7 @@ from gearlink.sdk.failures import Refused, Unreachable
 from gearlink.sdk.secure import history
 from gearlink.sdk.secure.company import Companies
 from gearlink.sdk.secure.groups import Groups
-from gearlink.sdk.secure.own_device import Device, milliseconds, timestamp
+from gearlink.sdk.secure.own_device import Device, era_named, milliseconds, timestamp
 from gearlink.sdk.secure.posting import Posting
 from gearlink.views import MessageView, SenderKeyView
 
@@ -33,8 +33,13 @@ REPAIRABLE: Final[frozenset[Reason]] = frozenset(
     {"no-session", "unknown-pre-key", "bad-message", "no-sender-key", "bad-signature", "no-envelope", "expired"}
 )
 BROKEN_SESSION: Final[frozenset[str]] = frozenset({"no-session", "unknown-pre-key", "bad-message"})
+NEVER: Final = 2**62  # of `Repair.next_at`: not before somebody was accepted
 MISSING: Final = "missing"  # in place of a reason: it never came
-ANSWERS_MAX: Final = 1000  # requests of others that wait; who is passed over asks again
+ANSWERS_MAX: Final = 1000  # requests of others that wait, and of one device in an hour; who is passed over asks again
+ANSWERS_AT_ONCE: Final = 50  # before this device asks itself
+ANSWERS_MS: Final = 3_600_000
+ANEW_MS: Final = 60_000  # between two new sessions with one device, however much of it cannot be read
+REPAIRS_MAX: Final = 2000  # letters of one device that are asked for
 NUMBERS_MAX: Final = 50  # missing letters of one device that are asked for at once
 LOOK_SECONDS: Final = 5.0
 REPORT_MS: Final = 3_600_000
@@ -43,14 +48,15 @@ REPORT_MS: Final = 3_600_000
 # --- what is to be asked for -----------------------------------------------------------------------------------------
 
 
-def wanted(tx: Tx, kept: Kept, view: MessageView, reason: Reason, now: int) -> None:
-    """This message could not be read: it is to be asked for."""
-    if reason in REPAIRABLE:
+def wanted(tx: Tx, kept: Kept, view: MessageView, reason: Reason, now: int, *, waits: bool = False) -> None:
+    """This message could not be read: it is to be asked for; if it `waits`, once its sender's identity was accepted."""
+    theirs = sum(each.device_id == kept.sender_device_id for each in tx.scan(Repair))
+    if (reason in REPAIRABLE or waits) and theirs < REPAIRS_MAX:
         key_id = from_base64url(view.encrypted.key_id) if isinstance(view.encrypted, SenderKeyView) else b""
         tx.put(
             Repair(
-                kept.message_id, kept.conversation_id, kept.sender_id, kept.sender_device_id, reason, 0, now,
-                key_id=key_id, kind=view.kind,
+                kept.message_id, kept.conversation_id, kept.sender_id, kept.sender_device_id, reason, 0,
+                NEVER if waits else now, key_id=key_id, kind=view.kind,
             )
         )  # fmt: skip
 
@@ -65,6 +71,13 @@ def wanted_numbers(tx: Tx, kept: Kept, missing: Sequence[int], now: int) -> None
         tx.put(repair)
 
 
+def accepted(tx: Tx, user_id: str, now: int) -> None:
+    """A person has accepted who this user is now: what they said since is asked for."""
+    for repair in tx.scan(Repair):
+        if repair.user_id == user_id and repair.next_at == NEVER:
+            tx.put(structs.replace(repair, next_at=now))
+
+
 def hurry(tx: Tx, conversation_id: str, device_id: str, now: int) -> None:
     """A key of this device came: what waits for it is asked for now, and the key itself no more."""
     for repair in tx.scan(Repair):
@@ -76,19 +89,20 @@ def hurry(tx: Tx, conversation_id: str, device_id: str, now: int) -> None:
             tx.put(structs.replace(repair, next_at=min(repair.next_at, now)))
 
 
-def missing(tx: Tx, event: Kept, resend: Resend, letter: Numbered, epoch: str, now: int) -> Kept | None:
-    """The place in the history of a letter that never came, if it was asked for."""
+def missing(tx: Tx, event: Kept, resend: Resend, letter: Numbered) -> Kept | None:
+    """The place in the history of a letter that never came, if it was asked for. It may be of an epoch that this device
+    slept through: a server that was put back twice."""
     subject = _subject(event.conversation_id, event.sender_device_id, letter.count)
     if tx.get(Repair, subject) is None:
         return None
-    era = tx.get(Epoch, resend.epoch) or tx.get(Epoch, epoch)
-    kind = letters.wire_kind(letter)
-    kept = Kept(
-        event.conversation_id, era.era if era is not None else now // 1000, resend.sequence_number, resend.message_id,
-        event.sender_id, event.sender_device_id, milliseconds(resend.created_at), kind, b"",
-    )  # fmt: skip
-    if tx.get(Kept, kept.conversation_id, kept.era, kept.sequence) is not None:
+    at = milliseconds(resend.created_at)
+    era = era_named(tx, resend.epoch, at)
+    if era is None or tx.get(Kept, event.conversation_id, era, resend.sequence_number) is not None:
         return None
+    kept = Kept(
+        event.conversation_id, era, resend.sequence_number, resend.message_id,
+        event.sender_id, event.sender_device_id, at, letters.wire_kind(letter), b"",
+    )  # fmt: skip
     tx.put(KeptIndex(kept.message_id, kept.conversation_id, kept.era, kept.sequence))
     return kept
 
@@ -115,10 +129,18 @@ class Repairs:
         self._left: deque[tuple[str, str]] = deque(maxlen=ANSWERS_MAX)
         self._wake = trio.Event()
         self._reported_at = 0
+        self._asked: Counter[str] = Counter()  # by whom, since `_asked_since`
+        self._asked_since = 0
+        self._anew_at: dict[str, int] = {}
 
     def requested(self, view: MessageView, letter: Letter) -> None:
         """Somebody asks this device for a letter."""
-        if isinstance(letter, ResendRequest):
+        now, device_id = self._device.now(), view.sender_device_id or ""
+        if not 0 <= now - self._asked_since < ANSWERS_MS:
+            self._asked.clear()
+            self._asked_since = now
+        if isinstance(letter, ResendRequest) and self._asked[device_id] < ANSWERS_MAX:
+            self._asked[device_id] += 1
             self._requests.append((view, letter))
             self._wake.set()
 
@@ -143,9 +165,9 @@ class Repairs:
 
     async def step(self) -> None:
         """Answers what was asked, asks for what is due, and reports. Raises Refused, Unreachable."""
-        if not self._device.own.certificate:
+        if not self._device.is_linked:
             return  # nobody would know who asks
-        while self._requests:
+        for _number in range(min(len(self._requests), ANSWERS_AT_ONCE)):
             await self._answer(*self._requests.popleft())
         while self._left:
             await self._sign_out(*self._left.popleft())
@@ -155,6 +177,8 @@ class Repairs:
         for repair in due:
             await self._ask(repair)
         await self._report(now)
+        if self._requests:
+            self._wake.set()
 
     async def _ask(self, repair: Repair) -> None:
         address = (repair.user_id, repair.device_id)
@@ -174,8 +198,10 @@ class Repairs:
         company = await self._companies.of(repair.conversation_id)
         if address not in company.devices:
             return  # nobody is there to answer, perhaps not for ever
-        is_broken = repair.reason in BROKEN_SESSION and not repair.tries
+        is_broken = repair.reason in BROKEN_SESSION and not repair.tries and self._may_begin_anew(repair.device_id)
         await self._posting.open_sessions([address], anew=is_broken)
+        if is_broken:
+            self._anew_at[repair.device_id] = self._device.now()
         letter = ResendRequest(
             conversation_id=repair.conversation_id,
             reason=repair.reason,
@@ -184,6 +210,12 @@ class Repairs:
             key_id=to_base64url(repair.key_id) if repair.key_id else UNSET,
         )
         await self._posting.whisper(repair.conversation_id, letter, [address])
+
+    def _may_begin_anew(self, device_id: str) -> bool:
+        """Whether there was no new session just now: who sends rubbish is not to use up what may be claimed."""
+        now = self._device.now()
+        self._anew_at = {each: at for each, at in self._anew_at.items() if 0 <= now - at < ANEW_MS}
+        return device_id not in self._anew_at
 
     async def _answer(self, view: MessageView, request: ResendRequest) -> None:
         device, conversation_id = self._device, view.conversation_id
