@@ -23,7 +23,7 @@ from gearlink import protocol
 from gearlink.sdk.client import Client, Events
 from gearlink.sdk.e2ee import agreement, safety
 from gearlink.sdk.e2ee.certificates import account_public
-from gearlink.sdk.e2ee.letters import Attachment, Edit, Letter, LetterKind, Message, Reaction, ResendRequest
+from gearlink.sdk.e2ee.letters import Attachment, Edit, LetterKind, Message, Reaction
 from gearlink.sdk.e2ee.records import Kept, Own, Peer, PeerDevice
 from gearlink.sdk.e2ee.store import KeyStore, Tx
 from gearlink.sdk.failures import Refused, Unreachable
@@ -61,7 +61,7 @@ class SecureClient:
         self.posting = Posting(self.device, self.companies)
         self.groups = Groups(self.device, self.companies)
         self.repairs = Repairs(self.device, self.companies, self.posting, self.groups)
-        self.receiving = Receiving(self.device, self.companies, self.posting, self._on_letter)
+        self.receiving = Receiving(self.device, self.companies, self.posting, self.repairs.requested)
         self.keeping = Keeping(self.device)
         fetching = Fetching(self.device)
         self.linking = Linking(self.device, self.keeping, self.posting, fetching)
@@ -266,10 +266,6 @@ class SecureClient:
         for message in reversed(fresh):
             if message.kind != "system" and (told := await self.receiving.message(message)) is not None:
                 self.device.tell(told)
-
-    def _on_letter(self, view: MessageView, letter: Letter) -> None:
-        if isinstance(letter, ResendRequest):  # a link letter comes in an archive, and nowhere else
-            self.repairs.requested(view, letter)
 
     # --- further devices ---------------------------------------------------------------------------------------------
 

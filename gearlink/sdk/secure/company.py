@@ -12,11 +12,11 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from gearlink.sdk.e2ee import rosters
+from gearlink.sdk.e2ee import rosters, sessions
 from gearlink.sdk.e2ee.certificates import verify_certificate
 from gearlink.sdk.e2ee.encoding import from_base64url, to_base64url
 from gearlink.sdk.e2ee.letters import RosterMark
-from gearlink.sdk.e2ee.records import OwnSenderKey, Peer, PeerDevice, Room, RosterState, Session, Statement
+from gearlink.sdk.e2ee.records import OwnSenderKey, Peer, PeerDevice, Room, RosterState, Statement
 from gearlink.sdk.e2ee.store import Tx
 from gearlink.sdk.failures import Refused
 from gearlink.sdk.secure.own_device import Device
@@ -383,7 +383,7 @@ def _sound(
             events.append(Suspicious(code="new-device", user_id=peer.user_id, device_id=device_id))
         fresh = PeerDevice(peer.user_id, device_id, identity_key, certificate, before.met_at if before else now)
         if before is not None and before.identity_key != identity_key:
-            _forget_sessions(tx, device_id)
+            sessions.forget(tx, device_id)
         if fresh != before:
             tx.put(fresh)
         found.append((peer.user_id, device_id))
@@ -404,12 +404,7 @@ def _accept(tx: Tx, user_id: str) -> None:
     theirs = {each.device_id for each in tx.scan(PeerDevice, user_id)}
     for device_id in theirs:
         tx.delete(PeerDevice, user_id, device_id)
-        _forget_sessions(tx, device_id)
+        sessions.forget(tx, device_id)
     for key in tx.scan(OwnSenderKey):
         if any(device_id in theirs for _user_id, device_id in key.holders):
             tx.delete(OwnSenderKey, key.conversation_id)  # what they are given from now on is another one
-
-
-def _forget_sessions(tx: Tx, device_id: str) -> None:
-    for session in tx.scan(Session, device_id):
-        tx.delete(Session, device_id, session.session_id)

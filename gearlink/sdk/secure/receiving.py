@@ -20,7 +20,6 @@ from gearlink.sdk.e2ee.letters import (
     Duplicate,
     Edit,
     Letter,
-    Link,
     Message,
     Reaction,
     Reason,
@@ -47,8 +46,8 @@ from gearlink.views import DoubleRatchetView, MessageView, SenderKeyView
 Numbered = Message | Edit | Reaction
 Told = Event | Recovered
 T = TypeVar("T")
-OnLetter = Callable[[MessageView, Letter], None]
-"""Told of letters between devices: what is to be done about them is done elsewhere, and not while events wait."""
+OnRequest = Callable[[MessageView, ResendRequest], None]
+"""Told of what other devices ask for: they are answered elsewhere, and not while events wait."""
 SILENT: Final = frozenset({"key-distribution", "control"})
 
 _REPEATED: Final = -1  # in place of an era: it is kept as another message
@@ -62,10 +61,10 @@ class _Known(Exception):
 
 
 class Receiving:
-    """What this device hears. `on_letter` hears of resend-request and link letters."""
+    """What this device hears. `on_request` hears of resend-request letters; a link letter comes in an archive alone."""
 
-    def __init__(self, device: Device, companies: Companies, posting: Posting, on_letter: OnLetter) -> None:
-        self._device, self._companies, self._posting, self._on_letter = device, companies, posting, on_letter
+    def __init__(self, device: Device, companies: Companies, posting: Posting, on_request: OnRequest) -> None:
+        self._device, self._companies, self._posting, self._on_request = device, companies, posting, on_request
         self._is_wanting = False
         self._noticed: list[Suspicious] = []  # what is told once it is certain, and from the loop
 
@@ -112,8 +111,8 @@ class Receiving:
         except Undecryptable as trouble:
             return await self._failed(view, trouble.reason)
         await self._look_at_roster(view, letter)
-        if isinstance(letter, ResendRequest | Link):
-            self._on_letter(view, letter)
+        if isinstance(letter, ResendRequest):
+            self._on_request(view, letter)
         return told
 
     async def _without_letter(self, view: MessageView) -> Told | None:

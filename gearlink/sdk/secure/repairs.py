@@ -16,7 +16,7 @@ from msgspec import UNSET, structs
 
 from gearlink.sdk.e2ee import letters
 from gearlink.sdk.e2ee.encoding import from_base64url, to_base64url
-from gearlink.sdk.e2ee.letters import Letter, Numbered, Reason, Resend, ResendRequest
+from gearlink.sdk.e2ee.letters import Numbered, Reason, Resend, ResendRequest
 from gearlink.sdk.e2ee.records import Epoch, Kept, KeptIndex, OwnCount, OwnSenderKey, Repair, Tally
 from gearlink.sdk.e2ee.store import Tx
 from gearlink.sdk.failures import Refused, Unreachable
@@ -133,13 +133,13 @@ class Repairs:
         self._asked_since = 0
         self._anew_at: dict[str, int] = {}
 
-    def requested(self, view: MessageView, letter: Letter) -> None:
+    def requested(self, view: MessageView, letter: ResendRequest) -> None:
         """Somebody asks this device for a letter."""
         now, device_id = self._device.now(), view.sender_device_id or ""
         if not 0 <= now - self._asked_since < ANSWERS_MS:
             self._asked.clear()
             self._asked_since = now
-        if isinstance(letter, ResendRequest) and self._asked[device_id] < ANSWERS_MAX:
+        if self._asked[device_id] < ANSWERS_MAX:
             self._asked[device_id] += 1
             self._requests.append((view, letter))
             self._wake.set()
